@@ -1,0 +1,214 @@
+// Row loops that the vector instruction sets share. A file that defines the
+// primitives `struct V` of one instruction set includes this once, after them.
+// Everything lies in an unnamed namespace: the same template compiled with other
+// instruction-set flags must never be merged with it by the linker.
+//
+// V provides
+//   F, kLanes            a vector of floats and its length: 4, 8 or 16
+//   kTokens              tokens per register tile
+//   code_offset(P)       what dot() subtracts from codes of P bits
+//   zero, set1, load, load_n, halves_n, store, mul, fma, sum
+//                        load_n and halves_n read n <= kLanes values (none if n <= 0)
+//                        and fill up with zeros
+//   decode<P>(planes, codes)   one block of 64 codes, in order
+//   dot<P, S, R, T>(...)       see AVX-512's
+//   quantize_block(x, q, sums) 64 values -> int8, their scale, sums of the halves
+//
+// One row times one token and a tile of rows times tokens add the same numbers in
+// the same order, so a token's result does not depend on its company.
+namespace headgate::kernels {
+namespace {
+
+constexpr int kTile = 16;   // blocks decoded at a time: 1 KiB of codes, which L1 keeps
+constexpr int kChunk = 32;  // tokens whose accumulators are live at a time
+
+// Where one block lies in each plane.
+struct Planes {
+  const uint8_t* q2;
+  const uint8_t* q3;
+  const uint8_t* q4;
+  const uint8_t* q8;
+};
+
+// One row's part of a tile, as floats and codes.
+struct RowTile {
+  alignas(64) uint8_t codes[kTile * 64];
+  alignas(64) float scale[2][kTile];    // of each block, or of its two halves (group 32)
+  alignas(64) float bias[2 * kTile];    // of each group
+};
+
+// s * (c' * step + middle) + b  =  (s * step) * c' + (b + s * middle)
+struct Cell {
+  float step, middle;
+};
+
+inline Cell cell_of(const QuantMatrix& w) {
+  const float step = static_cast<float>(1 << (w.stored_bits - w.used_bits));
+  return {step, (step - 1) / 2};
+}
+
+template <int P>
+Planes planes_at(const QuantMatrix& w, int64_t block) {
+  Planes at{w.q2 + block * 16, nullptr, nullptr, nullptr};
+  if constexpr (P >= 3) at.q3 = w.q3 + block * 8;
+  if constexpr (P >= 4) at.q4 = w.q4 + block * 8;
+  if constexpr (P == 8) at.q8 = w.q8 + block * 32;
+  return at;
+}
+
+// Decodes blocks [first, first + n) of one row. `shift` is added to the biases in
+// units of one code step: what dot() has subtracted from every code.
+template <int P, int G>
+void load_tile(const QuantMatrix& w, int64_t row, int64_t first, int n, float shift,
+               RowTile& tile) {
+  constexpr int kGroups = kTile * 64 / G;
+  const Cell cell = cell_of(w);
+  const int64_t base = row * (w.padded() / G) + first * 64 / G;
+  const int groups = n * 64 / G;
+  alignas(64) float scale[kGroups < V::kLanes ? V::kLanes : kGroups];
+  const auto step = V::set1(cell.step);
+  const auto middle = V::set1(cell.middle + shift * cell.step);
+  for (int i = 0; i < kGroups; i += V::kLanes) {
+    const auto s = V::halves_n(w.scales + base + i, groups - i, w.half);
+    const auto b = V::halves_n(w.biases + base + i, groups - i, w.half);
+    V::store(scale + i, V::mul(s, step));
+    V::store(tile.bias + i, V::fma(s, middle, b));
+  }
+  for (int i = 0; i < kTile; ++i) {
+    if constexpr (G == 32) {
+      tile.scale[0][i] = scale[2 * i];
+      tile.scale[1][i] = scale[2 * i + 1];
+    } else {
+      tile.scale[0][i] = scale[i * 64 / G];
+    }
+  }
+  Planes at = planes_at<P>(w, row * (w.padded() / 64) + first);
+  for (int i = 0; i < n; ++i) {
+    V::template decode<P>(at, tile.codes + i * 64);
+    at.q2 += 16;
+    if constexpr (P >= 3) at.q3 += 8;
+    if constexpr (P >= 4) at.q4 += 8;
+    if constexpr (P == 8) at.q8 += 32;
+  }
+}
+
+// Adds one tile of R rows times T tokens (from `token` on) to their accumulators.
+template <int P, int G, int R, int T>
+void tile_product(const RowTile* tiles, const QuantActivations& x, int64_t token, int64_t first,
+                  int n, float (*acc)[kChunk][V::kLanes], int slot) {
+  constexpr int S = G == 32 ? 2 : 1;
+  constexpr int kGroups = kTile * 64 / G;
+  const int groups = n * 64 / G;
+  alignas(64) float factor[R][T][S][kTile];
+  typename V::F sum[R][T];
+  const int8_t* q[T];
+  for (int t = 0; t < T; ++t) {
+    q[t] = x.q + (token + t) * x.padded + first * 64;
+    const float* scales = x.scales + (token + t) * (x.padded / 64) + first;
+    const float* sums = x.sums + (token + t) * (x.padded / G) + first * 64 / G;
+    for (int r = 0; r < R; ++r) sum[r][t] = V::load(acc[r][slot + t]);
+    for (int i = 0; i < kGroups; i += V::kLanes) {
+      const auto part = V::load_n(sums + i, groups - i);
+      for (int r = 0; r < R; ++r) sum[r][t] = V::fma(V::load(tiles[r].bias + i), part, sum[r][t]);
+    }
+    for (int i = 0; i < kTile; i += V::kLanes) {
+      const auto scale = V::load_n(scales + i, n - i);
+      for (int r = 0; r < R; ++r) {
+        for (int s = 0; s < S; ++s) {
+          V::store(&factor[r][t][s][i], V::mul(V::load(&tiles[r].scale[s][i]), scale));
+        }
+      }
+    }
+  }
+  V::template dot<P, S, R, T>(tiles, q, factor, n, sum);
+  for (int r = 0; r < R; ++r) {
+    for (int t = 0; t < T; ++t) V::store(acc[r][slot + t], sum[r][t]);
+  }
+}
+
+// R rows from `row` on times `count` <= kChunk tokens from `token` on.
+template <int P, int G, int R>
+void rows_product(const QuantMatrix& w, const QuantActivations& x, int64_t row, int64_t token,
+                  int count, float* y, int64_t ldy) {
+  const int64_t blocks = w.padded() / 64;
+  alignas(64) float acc[R][kChunk][V::kLanes];
+  RowTile tiles[R];
+  for (int r = 0; r < R; ++r) {
+    for (int t = 0; t < count; ++t) V::store(acc[r][t], V::zero());
+  }
+  for (int64_t first = 0; first < blocks; first += kTile) {
+    const int n = static_cast<int>(blocks - first < kTile ? blocks - first : kTile);
+    for (int r = 0; r < R; ++r) {
+      load_tile<P, G>(w, row + r, first, n, V::code_offset(P), tiles[r]);
+    }
+    int t = 0;
+    if constexpr (R > 1) {  // R is 1 for a single token, and for the last of odd rows
+      for (; t + V::kTokens <= count; t += V::kTokens) {
+        tile_product<P, G, R, V::kTokens>(tiles, x, token + t, first, n, acc, t);
+      }
+    }
+    for (; t < count; ++t) tile_product<P, G, R, 1>(tiles, x, token + t, first, n, acc, t);
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int t = 0; t < count; ++t) y[(token + t) * ldy + row + r] = V::sum(V::load(acc[r][t]));
+  }
+}
+
+template <int P, int G>
+void quant_rows_of(const QuantMatrix& w, const QuantActivations& x, int64_t begin, int64_t end,
+                   float* y, int64_t ldy) {
+  for (int64_t token = 0; token < x.tokens; token += kChunk) {
+    const int count = static_cast<int>(x.tokens - token < kChunk ? x.tokens - token : kChunk);
+    int64_t row = begin;
+    // One row at a time reads the planes as a few sequential streams, which is what
+    // counts for a single token; two rows share the loads of activations.
+    if (count > 1) {
+      for (; row + 2 <= end; row += 2) rows_product<P, G, 2>(w, x, row, token, count, y, ldy);
+    }
+    for (; row < end; ++row) rows_product<P, G, 1>(w, x, row, token, count, y, ldy);
+  }
+}
+
+template <int P>
+void quant_rows_of(const QuantMatrix& w, const QuantActivations& x, int64_t begin, int64_t end,
+                   float* y, int64_t ldy) {
+  if (w.group == 32) return quant_rows_of<P, 32>(w, x, begin, end, y, ldy);
+  if (w.group == 64) return quant_rows_of<P, 64>(w, x, begin, end, y, ldy);
+  return quant_rows_of<P, 128>(w, x, begin, end, y, ldy);
+}
+
+void quant_rows(const QuantMatrix& w, const QuantActivations& x, int64_t begin, int64_t end,
+                float* y, int64_t ldy) {
+  if (w.used_bits == 2) return quant_rows_of<2>(w, x, begin, end, y, ldy);
+  if (w.used_bits == 3) return quant_rows_of<3>(w, x, begin, end, y, ldy);
+  if (w.used_bits == 4) return quant_rows_of<4>(w, x, begin, end, y, ldy);
+  return quant_rows_of<8>(w, x, begin, end, y, ldy);
+}
+
+void quantize(const float* x, int64_t cols, int64_t padded, int32_t group, int8_t* q,
+              float* scales, float* sums) {
+  for (int64_t block = 0; block < padded / 64; ++block) {
+    const int64_t left = cols - block * 64;
+    const float* source = x + block * 64;
+    alignas(64) float part[64];
+    if (left < 64) {
+      for (int i = 0; i < 64; ++i) part[i] = i < left ? x[block * 64 + i] : 0.0f;
+      source = part;
+    }
+    int32_t half[2];
+    const float scale = V::quantize_block(source, q + block * 64, half);
+    scales[block] = scale;
+    const float sum = scale * static_cast<float>(half[0] + half[1]);
+    if (group == 32) {
+      sums[2 * block] = scale * static_cast<float>(half[0]);
+      sums[2 * block + 1] = scale * static_cast<float>(half[1]);
+    } else if (group == 64) {
+      sums[block] = sum;
+    } else {
+      sums[block / 2] = block % 2 == 0 ? sum : sums[block / 2] + sum;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace headgate::kernels

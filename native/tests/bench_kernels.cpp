@@ -1,0 +1,187 @@
+// Speed of the products, beside what the machine can read from memory in the same
+// run. Not a test. Usage: bench_kernels [isa] [MiB per matrix]
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/expert_ffn.h"
+#include "kernels/linear.h"
+
+using namespace headgate::kernels;
+
+namespace {
+
+// Best of a few runs of `body`, in seconds.
+double best_of(int runs, const std::function<void()>& body) {
+  double best = 1e9;
+  for (int i = 0; i < runs; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    body();
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+    best = std::min(best, took.count());
+  }
+  return best;
+}
+
+std::vector<uint8_t> random_bytes(size_t n) {
+  std::vector<uint8_t> bytes(n);
+  std::mt19937_64 random(1);
+  for (size_t i = 0; i + 8 <= n; i += 8) {
+    const uint64_t word = random();
+    std::copy_n(reinterpret_cast<const uint8_t*>(&word), 8, &bytes[i]);
+  }
+  return bytes;
+}
+
+// A quantised matrix of random codes.
+struct Weights {
+  std::vector<uint16_t> scales, biases;
+  std::vector<uint8_t> q2, q3, q4, q8;
+  QuantMatrix matrix;
+
+  Weights(int64_t rows, int64_t cols, int bits, int group) {
+    const auto blocks = static_cast<size_t>(rows * cols / 64);
+    scales.assign(static_cast<size_t>(rows * cols / group), 0x3c00);
+    biases.assign(scales.size(), 0xbd00);
+    q2 = random_bytes(blocks * 16);
+    if (bits >= 3) q3 = random_bytes(blocks * 8);
+    if (bits >= 4) q4 = random_bytes(blocks * 8);
+    if (bits >= 8) q8 = random_bytes(blocks * 32);
+    matrix = {scales.data(), biases.data(), q2.data(), q3.data(), q4.data(), q8.data(), rows,
+              cols,          group,         bits,      bits,      HalfType::bf16};
+  }
+};
+
+double read_bandwidth(ThreadPool& pool) {
+  const size_t words = (size_t{512} << 20) / 8;
+  static const std::vector<uint64_t> data(words, 1);
+  std::vector<uint64_t> sums(64);
+  const double seconds = best_of(4, [&] {
+    pool.parallel_for(64, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t part = begin; part < end; ++part) {
+        const uint64_t* p = data.data() + words / 64 * static_cast<size_t>(part);
+        uint64_t lane[16] = {};
+        for (size_t i = 0; i < words / 64; i += 16) {
+          for (size_t j = 0; j < 16; ++j) lane[j] += p[i + j];
+        }
+        for (uint64_t v : lane) sums[static_cast<size_t>(part)] += v;
+      }
+    });
+  });
+  if (sums[0] == 0) std::abort();  // keeps the loop
+  return static_cast<double>(words) * 8 / seconds / 1e9;
+}
+
+void report(const char* what, int threads, const Matrix& w, int64_t tokens, double seconds,
+            double bandwidth) {
+  const double bytes = static_cast<double>(w.rows() * row_bytes(w));
+  const double weights = static_cast<double>(w.rows() * w.cols() * tokens);
+  std::printf("%-16s %d threads %3d tokens  %7.2f GB/s  %7.2f Gweights/s", what, threads,
+              static_cast<int>(tokens), bytes / seconds / 1e9, weights / seconds / 1e9);
+  if (bandwidth > 0) std::printf("  %.2f of read bandwidth", bytes / seconds / 1e9 / bandwidth);
+  std::printf("\n");
+}
+
+double time_linear(ThreadPool& pool, const QuantKernels& kernels, const Matrix& w, int64_t tokens,
+                   int repeats) {
+  Scratch scratch;
+  std::vector<float> x(static_cast<size_t>(tokens * w.cols()), 0.5f);
+  std::vector<float> y(static_cast<size_t>(tokens * w.rows()));
+  float* out = y.data();
+  return best_of(5, [&] {
+    for (int i = 0; i < repeats; ++i) {
+      linear(pool, kernels, scratch, x.data(), tokens, {&w, 1}, {&out, 1}, false);
+    }
+  }) / repeats;
+}
+
+void bench_loops() {
+  for (int threads = 1; threads <= 2; ++threads) {
+    ThreadPool pool(threads);
+    const double seconds = best_of(5, [&] {
+      for (int i = 0; i < 2000; ++i) pool.parallel_for(16, 1, [](int64_t, int64_t) {});
+    });
+    std::printf("empty loop       %d threads  %.2f us\n", threads, seconds / 2000 * 1e6);
+  }
+}
+
+// Eight experts for one token, as a decode step has them.
+void bench_experts(ThreadPool& pool, const QuantKernels& kernels) {
+  ExpertLayout layout;
+  layout.hidden = 2048;
+  layout.inter = 768;
+  const int64_t weights = layout.hidden * layout.inter, groups = weights / 64;
+  int64_t at = 0;
+  for (auto* m : {&layout.gate, &layout.up, &layout.down}) {
+    *m = {at, at + groups * 2, at + groups * 4, at + groups * 20, at + groups * 28, 0, 0};
+    at += groups * 36;
+  }
+  constexpr int kExperts = 256;  // far more than a cache holds
+  auto arena = random_bytes(static_cast<size_t>(at * kExperts));
+  for (int64_t record = 0; record < kExperts; ++record) {
+    for (const auto* m : {&layout.gate, &layout.up, &layout.down}) {
+      auto* halves = reinterpret_cast<uint16_t*>(arena.data() + record * at + m->scales);
+      std::fill_n(halves, groups, 0x3c00);
+      std::fill_n(halves + groups, groups, 0xbd00);
+    }
+  }
+  std::vector<float> x(static_cast<size_t>(layout.hidden), 0.5f);
+  std::vector<float> y(8 * x.size());
+  const std::vector<int32_t> splits = {0, 1, 2, 3, 4, 5, 6, 7, 8}, token_of(8, 0);
+  const std::vector<int32_t> out_row = {0, 1, 2, 3, 4, 5, 6, 7};
+  Scratch scratch;
+  const double seconds = best_of(4, [&] {
+    for (int first = 0; first < kExperts; first += 8) {
+      const std::byte* records[8];
+      for (int i = 0; i < 8; ++i) {
+        records[i] = reinterpret_cast<const std::byte*>(arena.data()) + (first + i) * at;
+      }
+      expert_ffn(pool, kernels, scratch, layout, records, splits, token_of, out_row, x.data(), 1,
+                 y.data(), false);
+    }
+  }) / (kExperts / 8);
+  std::printf("8 experts 4-bit  %d threads  %.1f us  %.2f GB/s\n", pool.threads(), seconds * 1e6,
+              static_cast<double>(8 * at) / seconds / 1e9);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const Isa isa = argc > 1 && argv[1][0] ? parse_isa(argv[1]) : best_isa();
+  const int64_t mebibytes = argc > 2 ? std::atoi(argv[2]) : 256;
+  const QuantKernels& kernels = quant_kernels(isa);
+  std::printf("%s\n", name(isa));
+  bench_loops();
+  for (int threads = 1; threads <= 2; ++threads) {
+    ThreadPool pool(threads);
+    const double bandwidth = read_bandwidth(pool);
+    std::printf("memory read      %d threads  %.2f GB/s\n", threads, bandwidth);
+    for (const int bits : {2, 3, 4, 8}) {
+      const std::string what = std::to_string(bits) + "-bit";
+      const int64_t cols = 4096, rows = (mebibytes << 20) / (cols * bits / 8);
+      const Weights large(rows, cols, bits, 64);
+      report(what.c_str(), threads, large.matrix, 1,
+             time_linear(pool, kernels, large.matrix, 1, 1), bandwidth);
+      const Weights small(512 * threads, 2048, bits, 64);
+      report((what + " in cache").c_str(), threads, small.matrix, 1,
+             time_linear(pool, kernels, small.matrix, 1, 50), 0);
+      report((what + " in cache").c_str(), threads, small.matrix, 64,
+             time_linear(pool, kernels, small.matrix, 64, 2), 0);
+    }
+    for (const DenseType type : {DenseType::bf16, DenseType::f16}) {
+      const int64_t cols = 4096, rows = (mebibytes << 20) / (cols * 2);
+      const std::vector<uint16_t> data(static_cast<size_t>(rows * cols), 0x3c00);
+      const Matrix w = DenseMatrix{data.data(), rows, cols, type};
+      const char* what = type == DenseType::bf16 ? "bf16" : "f16";
+      report(what, threads, w, 1, time_linear(pool, kernels, w, 1, 1), bandwidth);
+      const Matrix small = DenseMatrix{data.data(), 256, 2048, type};
+      report(what, threads, small, 64, time_linear(pool, kernels, small, 64, 2), 0);
+    }
+    bench_experts(pool, kernels);
+  }
+}
