@@ -1,0 +1,172 @@
+"""The memory budget: every part of the process accounted for before it is taken."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from headgate.errors import BudgetTooSmall, UsageError
+from headgate.models import ModelConfig
+from headgate.store import Store
+
+MIB = 1 << 20
+
+#: Thread stacks, allocator slack, buffers of the tokenizer and of the terminal.
+MARGIN = 24 * MIB
+PROMPT_CHUNKS = (256, 128, 64, 32, 16)
+#: Never take more than this of what the machine has free, unless told to.
+DEFAULT_SHARE = 0.7
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?B)?", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """``8G``, ``1.5GiB``, ``900M`` or a number of bytes; units are powers of 1024."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"{text!r} is not a size such as 8G, 900M or 1500000000")
+    power = " KMGT".index(match[2].upper() or " ")
+    return int(float(match[1]) * 1024**power)
+
+
+def format_size(nbytes: float) -> str:
+    """Bytes in words, three significant digits."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if nbytes < 1000:
+            return f"{nbytes:.3g} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.4g} TiB"
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process now."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return peak_bytes()
+
+
+def peak_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_bytes() -> int:
+    """Memory that this process could still take, by the kernel's own estimate and
+    the limit of its control group."""
+    found = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+    except OSError:
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+    for path in (
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+    ):
+        try:
+            found.append(int(Path(path).read_text()))
+        except (OSError, ValueError):
+            continue
+    return min(found)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How the memory of the process is divided, in bytes.
+
+    Attributes:
+        process: interpreter, libraries and a margin.
+        dense: weights that every token needs.
+        state: one sequence of full context length.
+        scratch: activations of one prompt chunk.
+        experts: the expert cache.
+        slots: experts that the cache holds.
+        prompt_chunk: tokens of a prompt that are processed together.
+    """
+
+    process: int
+    dense: int
+    state: int
+    scratch: int
+    experts: int
+    slots: int
+    prompt_chunk: int
+
+    @property
+    def total(self) -> int:
+        return self.process + self.dense + self.state + self.scratch + self.experts
+
+    def describe(self) -> str:
+        """One line for messages."""
+        parts = [f for f in fields(self) if f.name not in ("slots", "prompt_chunk")]
+        return ", ".join(f"{f.name} {format_size(getattr(self, f.name))}" for f in parts)
+
+
+def plan_budget(
+    store: Store, config: ModelConfig, memory: int | None, context: int, k: int, bits: int
+) -> Budget:
+    """Divide ``memory`` (None: a share of what is free) for one sequence.
+
+    Raises:
+        BudgetTooSmall: not even one token's experts of one layer fit; says which
+            budget would do.
+    """
+    record = store.layout.prefix_bytes(bits)
+    total_records = len(store.manifest.layers) * store.manifest.num_experts
+    process = resident_bytes() + MARGIN
+    fixed = process + store.dense_bytes + config.state_bytes(context)
+    if memory is None:
+        memory = resident_bytes() + int(DEFAULT_SHARE * available_bytes())
+    smallest_chunk = PROMPT_CHUNKS[-1]
+    smallest = fixed + scratch_bytes(config, smallest_chunk, k) + k * record
+    if memory < smallest:
+        smallest = -(-smallest // MIB) * MIB
+        raise BudgetTooSmall(
+            f"a memory budget of {format_size(memory)} cannot work: dense weights take "
+            f"{format_size(store.dense_bytes)}, {context} tokens of context "
+            f"{format_size(config.state_bytes(context))}, the process {format_size(process)}; "
+            f"the smallest that works is {smallest // MIB}M",
+            smallest,
+        )
+    chunk = next(
+        (
+            size
+            for size in PROMPT_CHUNKS
+            # Activations may take an eighth of what experts could have.
+            if scratch_bytes(config, size, k) <= (memory - fixed) // 8
+        ),
+        smallest_chunk,
+    )
+    scratch = scratch_bytes(config, chunk, k)
+    slots = min((memory - fixed - scratch) // record, total_records)
+    return Budget(
+        process,
+        store.dense_bytes,
+        config.state_bytes(context),
+        scratch,
+        slots * record,
+        slots,
+        chunk,
+    )
+
+
+def scratch_bytes(config: ModelConfig, chunk: int, k: int) -> int:
+    """float32 activations alive at once while a chunk of tokens goes through a layer,
+    counted generously, and the sampler's copies of the logits."""
+    widest = config.activation_width
+    per_token = 4 * (2 * widest + (k + 8) * config.hidden_size) + 8 * k * config.moe_intermediate_size
+    return chunk * per_token + 40 * config.vocab_size

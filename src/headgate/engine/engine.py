@@ -1,0 +1,180 @@
+"""Loaded weights, ready for sessions."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from headgate.chat.tokenizer import Tokenizer
+from headgate.engine.budget import Budget, plan_budget
+from headgate.engine.session import Session
+from headgate.errors import StoreError, UsageError
+from headgate.models import load_model, parse_config
+from headgate.ops import Weight, load_ops
+from headgate.ops.weights import plain_weight, quant_weight
+from headgate.store import Store
+from headgate.stream import ExpertStream
+
+DEFAULT_CONTEXT = 8192
+
+
+class Engine:
+    """A store's dense weights in memory and its experts within reach.
+
+    Attributes:
+        store, config, ops, model, experts: the parts.
+        budget: how memory is divided.
+        context: the largest number of tokens of a sequence.
+        lossy: the knobs in force that change what the model computes.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        memory: int | None = None,
+        experts_per_token: int | None = None,
+        expert_bits: int | None = None,
+        threads: int | None = None,
+        context: int | None = None,
+        backend: str = "cpu",
+        exact_activations: bool = False,
+    ) -> None:
+        self.store = store
+        self.config = parse_config({**store.manifest.config, "model_type": store.manifest.model_type})
+        self._check_store()
+        k = self._experts_per_token(experts_per_token)
+        bits = store.manifest.experts.bits if expert_bits is None else expert_bits
+        store.layout.prefix(bits)  # refuses bits that the store does not have
+        self.context = self._context(context)
+        self.lossy = self._lossy(k, bits)
+        # Parsed first so that the budget sees what it takes.
+        self.stop_ids, self.allowed_tokens = self._stop_ids(), self._allowed_tokens()
+        self.budget: Budget = plan_budget(store, self.config, memory, self.context, k, bits)
+        self.ops = load_ops(backend, _threads(threads), exact_activations)
+        self.model = load_model(self.config, self._dense_weights(), self.ops, k)
+        self.experts = ExpertStream(store, self.ops, self.budget.slots, bits)
+
+    @classmethod
+    def load(cls, store: Path | str, **options: Any) -> Engine:
+        """Open a store and load it.
+
+        Args:
+            store: path of the store.
+            memory: bytes that the whole process may take; a share of the machine's
+                free memory unless given.
+            experts_per_token: fewer than the trained number is lossy.
+            expert_bits: fewer than the store's is lossy.
+            threads: to multiply on; one per core unless given.
+            context: tokens of a sequence.
+            backend: ``cpu`` or ``reference``.
+            exact_activations: float32 instead of int8 activations against quantised
+                weights.
+
+        Raises:
+            StoreError: the store is missing, incomplete, damaged or malformed.
+            BudgetTooSmall: ``memory`` cannot work.
+            UsageError: an option is out of range.
+        """
+        return cls(Store.open(store), **options)
+
+    def new_session(self) -> Session:
+        """An empty sequence."""
+        return Session(self)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The store's tokenizer.
+
+        Raises:
+            UsageError: the store has none.
+        """
+        if "tokenizer.json" not in self.store.manifest.files:
+            raise UsageError(
+                "the store has no tokenizer.json: put one into the checkpoint and convert again"
+            )
+        return Tokenizer.from_bytes(self.store.read_file("tokenizer.json"))
+
+    def _check_store(self) -> None:
+        manifest, c = self.store.manifest, self.config
+        fmt = manifest.experts
+        found = (manifest.layers, manifest.num_experts, fmt.hidden_size, fmt.intermediate_size)
+        wanted = (c.moe_layers, c.num_experts, c.hidden_size, c.moe_intermediate_size)
+        if found != wanted:
+            raise StoreError("the experts of the store do not fit its model configuration")
+
+    def _experts_per_token(self, asked: int | None) -> int:
+        trained = self.config.num_experts_per_tok
+        if asked is None:
+            return trained
+        if not 1 <= asked <= self.config.num_experts:
+            raise UsageError(
+                f"experts per token is {asked}; the model has {self.config.num_experts} experts "
+                f"and was trained with {trained} per token"
+            )
+        return asked
+
+    def _context(self, asked: int | None) -> int:
+        limit = self.config.max_position_embeddings
+        if asked is None:
+            return min(DEFAULT_CONTEXT, limit)
+        if not 1 <= asked <= limit:
+            raise UsageError(f"context is {asked}; the model allows 1..{limit}")
+        return asked
+
+    def _lossy(self, k: int, bits: int) -> list[str]:
+        lossy = []
+        if k != self.config.num_experts_per_tok:
+            lossy.append(f"experts-per-token {k} (trained {self.config.num_experts_per_tok})")
+        if bits != self.store.manifest.experts.bits:
+            lossy.append(f"expert-bits {bits} (stored {self.store.manifest.experts.bits})")
+        return lossy
+
+    def _stop_ids(self) -> frozenset[int]:
+        # The text config's eos is another token than the one that ends a turn.
+        source = self.store.manifest.config
+        if "generation_config.json" in self.store.manifest.files:
+            source = {**source, **self.store.read_json("generation_config.json")}
+        eos = source.get("eos_token_id")
+        ids = eos if isinstance(eos, list) else [eos]
+        return frozenset(i for i in ids if type(i) is int)
+
+    def _allowed_tokens(self) -> npt.NDArray[np.bool_]:
+        allowed = np.ones(self.config.vocab_size, np.bool_)
+        if "tokenizer.json" in self.store.manifest.files:
+            allowed[:] = False
+            ids = self.tokenizer.ids()
+            allowed[ids[ids < self.config.vocab_size]] = True
+        return allowed
+
+    def _dense_weights(self) -> dict[str, Weight]:
+        manifest = self.store.manifest
+        header = self.store.dense_header()
+        tensors = self.store.load_dense()
+        weights: dict[str, Weight] = {}
+        for name, spec in self.config.dense_tensors().items():
+            try:
+                if name in manifest.dense_matrices:
+                    shape: tuple[int, ...] = manifest.dense_matrices[name].shape
+                    weights[name] = quant_weight(name, manifest.dense_matrices[name], tensors)
+                else:
+                    shape = header.tensors[name].shape
+                    weights[name] = plain_weight(tensors[name], header.tensors[name].dtype)
+            except KeyError as error:
+                raise StoreError(f"the store lacks dense tensor {error}") from None
+            if shape != spec.shape:
+                raise StoreError(f"dense tensor {name} has shape {shape}, expected {spec.shape}")
+        return weights
+
+
+def _threads(asked: int | None) -> int:
+    if asked is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not 1 <= asked <= 1024:
+        raise UsageError(f"threads is {asked}, expected 1..1024")
+    return asked

@@ -1,0 +1,6 @@
+"""Experts between the drive and the arithmetic: residency and reads."""
+
+from headgate.stream.experts import ExpertStream, StreamStats
+from headgate.stream.residency import LRU, Policy, Residency
+
+__all__ = ["LRU", "ExpertStream", "Policy", "Residency", "StreamStats"]
