@@ -14,38 +14,16 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/arrays.h"
 #include "kernels/expert_ffn.h"
 #include "kernels/linear.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
+using namespace headgate::bindings;
 using namespace headgate::kernels;
 
 namespace {
-
-template <class T, class... Shape>
-using Array = nb::ndarray<const T, Shape..., nb::c_contig, nb::device::cpu>;
-template <class T>
-using Vector = Array<T, nb::ndim<1>>;
-template <class T>
-using Table = Array<T, nb::ndim<2>>;
-using Output = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-template <class T>
-using Flat = Array<T>;  // any shape: only the number of elements matters
-
-constexpr int64_t kMaxDimension = int64_t{1} << 30;  // bytes of two multiplied fit in int64
-
-void require(bool holds, const std::string& otherwise) {
-  if (!holds) throw nb::value_error(otherwise.c_str());
-}
-
-void require_dimension(int64_t value, const char* what) {
-  require(value >= 1 && value <= kMaxDimension, std::string(what) + " must be in [1, 2**30]");
-}
-
-void require_aligned(const void* p, size_t bytes, const char* what) {
-  require(reinterpret_cast<uintptr_t>(p) % bytes == 0, std::string(what) + " is not aligned");
-}
 
 HalfType parse_half(const std::string& text) {
   require(text == "bf16" || text == "f16", "half must be \"bf16\" or \"f16\"");
@@ -79,9 +57,10 @@ struct BoundMatrix {
 
   template <class T>
   const T* keep(const Flat<T>& array, int64_t count, const char* what) {
-    require(static_cast<int64_t>(array.size()) == count,
-            std::string(what) + " must have " + std::to_string(count) + " elements, not " +
-                std::to_string(array.size()));
+    if (static_cast<int64_t>(array.size()) != count) {
+      refuse(std::string(what) + " must have " + std::to_string(count) + " elements, not " +
+             std::to_string(array.size()));
+    }
     require_aligned(array.data(), alignof(T), what);
     owners.push_back(nb::cast(array));
     nbytes += count * static_cast<int64_t>(sizeof(T));
@@ -112,7 +91,7 @@ BoundMatrix quantized(int64_t rows, int64_t cols, int group, int stored_bits, in
   w.q2 = bound.keep(q2, blocks * 16, "q2");
   const auto plane = [&](const auto& array, int bits, int64_t bytes, const char* what) {
     if (used_bits < bits) return static_cast<const uint8_t*>(nullptr);
-    require(array.has_value(), std::string(what) + " is missing");
+    if (!array.has_value()) refuse(std::string(what) + " is missing");
     return bound.keep(*array, blocks * bytes, what);
   };
   w.q3 = plane(q3, 3, 8, "q3");
@@ -148,20 +127,6 @@ BoundMatrix dense(int64_t rows, int64_t cols, const nb::object& data, const std:
   return bound;
 }
 
-// A new float32 array, its memory owned by a capsule.
-struct NewArray {
-  NewArray(int64_t rows, int64_t cols)
-      : shape{static_cast<size_t>(rows), static_cast<size_t>(cols)},
-        data(new float[shape[0] * shape[1]]) {}
-  nb::object take() {
-    float* p = data.release();
-    nb::capsule owner(p, [](void* q) noexcept { delete[] static_cast<float*>(q); });
-    return nb::cast(nb::ndarray<nb::numpy, float>(p, 2, shape, owner));
-  }
-  size_t shape[2];
-  std::unique_ptr<float[]> data;
-};
-
 // `matrices` are references of our own: another Python thread may change the list
 // while this one computes.
 nb::list linear_list(ThreadPool& pool, Kernels& kernels, const Table<float>& x,
@@ -174,8 +139,10 @@ nb::list linear_list(ThreadPool& pool, Kernels& kernels, const Table<float>& x,
   for (const nb::object& object : matrices) {
     if (!nb::isinstance<BoundMatrix>(object)) throw nb::type_error("matrices must be Matrix");
     const Matrix& w = nb::cast<const BoundMatrix&>(object).matrix;
-    require(w.cols() == cols, "x has " + std::to_string(cols) + " columns, a matrix has " +
-                                  std::to_string(w.cols()));
+    if (w.cols() != cols) {
+      refuse("x has " + std::to_string(cols) + " columns, a matrix has " +
+             std::to_string(w.cols()));
+    }
     ws.push_back(w);
     outputs.emplace_back(tokens, w.rows());
     ys.push_back(outputs.back().data.get());
@@ -193,11 +160,13 @@ nb::list linear_list(ThreadPool& pool, Kernels& kernels, const Table<float>& x,
 // One piece of a record, checked to lie in the prefix.
 int64_t piece(const nb::dict& offsets, const char* name, int64_t size, int64_t align,
               int64_t prefix) {
-  require(offsets.contains(name), std::string("offset of ") + name + " is missing");
-  const auto at = nb::cast<int64_t>(offsets[name]);
-  require(at >= 0 && size <= prefix && at <= prefix - size,
-          std::string(name) + " does not lie in the first " + std::to_string(prefix) + " bytes");
-  require(at % align == 0, std::string(name) + " is not aligned");
+  if (!offsets.contains(name)) refuse(std::string("offset of ") + name + " is missing");
+  int64_t at = 0;
+  if (!nb::try_cast(offsets[name], at, false)) throw nb::type_error("an offset must be an int");
+  if (at < 0 || size > prefix || at > prefix - size) {
+    refuse(std::string(name) + " does not lie in the first " + std::to_string(prefix) + " bytes");
+  }
+  if (at % align != 0) refuse(std::string(name) + " is not aligned");
   return at;
 }
 
@@ -275,9 +244,9 @@ void check_pairs(std::span<const int32_t> splits, size_t experts, std::span<cons
   require(splits.size() == experts + 1, "splits must have one element more than offsets");
   require(splits.front() == 0 && std::is_sorted(splits.begin(), splits.end()),
           "splits must start at 0 and not decrease");
-  require(static_cast<size_t>(splits.back()) == token_of.size() &&
-              token_of.size() == out_row.size(),
-          "token_of and out_row must have splits[-1] elements");
+  require(
+      static_cast<size_t>(splits.back()) == token_of.size() && token_of.size() == out_row.size(),
+      "token_of and out_row must have splits[-1] elements");
   std::vector<bool> taken(static_cast<size_t>(rows));
   for (size_t p = 0; p < token_of.size(); ++p) {
     require(token_of[p] >= 0 && token_of[p] < tokens, "token_of is out of range");
@@ -305,8 +274,7 @@ void run_experts(ThreadPool& pool, Kernels& kernels, const ExpertLayout& layout,
   require(static_cast<int64_t>(y.shape(1)) == layout.hidden, "y must have `hidden` columns");
   require_aligned(x.data(), alignof(float), "x");
   require_aligned(y.data(), alignof(float), "y");
-  check_pairs(splits, records.size(), token_of, out_row, tokens,
-              static_cast<int64_t>(y.shape(0)));
+  check_pairs(splits, records.size(), token_of, out_row, tokens, static_cast<int64_t>(y.shape(0)));
   nb::gil_scoped_release release;
   std::lock_guard lock(kernels.mutex);
   expert_ffn(pool, kernels.table, kernels.scratch, layout, records, splits, token_of, out_row,
@@ -363,16 +331,18 @@ void bind_classes(nb::module_& m) {
       .def_ro("stored_bits", &ExpertLayout::stored_bits)
       .def_ro("used_bits", &ExpertLayout::used_bits)
       .def_ro("prefix_bytes", &ExpertLayout::prefix_bytes)
-      .def("__init__", [](ExpertLayout* self, int64_t hidden, int64_t inter, const nb::dict& gate,
-                          const nb::dict& up, const nb::dict& down, int64_t prefix_bytes,
-                          const std::string& kind, int group, int stored_bits, int used_bits,
-                          const std::string& half) {
-             new (self) ExpertLayout(make_layout(hidden, inter, gate, up, down, prefix_bytes, kind,
-                                                 group, stored_bits, used_bits, half));
-           },
-           nb::kw_only(), "hidden"_a, "inter"_a, "gate"_a, "up"_a, "down"_a, "prefix_bytes"_a,
-           "kind"_a = "quant", "group"_a = 64, "stored_bits"_a = 4, "used_bits"_a = 4,
-           "half"_a = "bf16");
+      .def(
+          "__init__",
+          [](ExpertLayout* self, int64_t hidden, int64_t inter, const nb::dict& gate,
+             const nb::dict& up, const nb::dict& down, int64_t prefix_bytes,
+             const std::string& kind, int group, int stored_bits, int used_bits,
+             const std::string& half) {
+            new (self) ExpertLayout(make_layout(hidden, inter, gate, up, down, prefix_bytes, kind,
+                                                group, stored_bits, used_bits, half));
+          },
+          nb::kw_only(), "hidden"_a, "inter"_a, "gate"_a, "up"_a, "down"_a, "prefix_bytes"_a,
+          "kind"_a = "quant", "group"_a = 64, "stored_bits"_a = 4, "used_bits"_a = 4,
+          "half"_a = "bf16");
 }
 
 }  // namespace

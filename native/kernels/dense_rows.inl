@@ -42,11 +42,23 @@ inline float total(const typename V::F (&sum)[V::kSums]) {
   return V::sum(all);
 }
 
+// Fetches what a single stream of weights needs 4 KiB later, once per cache line; the
+// hardware alone reaches about two thirds of the speed.
+inline void fetch_ahead(const void* weights, int64_t offset) {
+  if (offset % 64 != 0) return;
+  const auto at = reinterpret_cast<uintptr_t>(weights) + static_cast<uintptr_t>(offset) + 4096;
+  __builtin_prefetch(reinterpret_cast<const void*>(at));
+}
+
 // n columns, a multiple of kStep: sum[r][t] += w[r] . x[t], lane by lane.
 template <DenseType D, int R, int T>
 inline void steps(const typename Weights<D>::Type* const* w, const float* const* x, int64_t n,
                   Sums<R, T>& sum) {
+  constexpr int kSize = sizeof(typename Weights<D>::Type);
   for (int64_t i = 0; i < n; i += kStep) {
+    if constexpr (R == 1 && T == 1) {
+      for (int at = 0; at < kStep * kSize; at += 64) fetch_ahead(w[0], i * kSize + at);
+    }
     HEADGATE_UNROLL
     for (int k = 0; k < V::kSums; ++k) {
       const int64_t at = i + k * V::kLanes;
@@ -114,8 +126,8 @@ void dense_tokens(const DenseMatrix& w, const float* x, int64_t tokens, int64_t 
 }
 
 template <DenseType D>
-void dense_rows_of(const DenseMatrix& w, const float* x, int64_t tokens, int64_t ldx,
-                   int64_t begin, int64_t end, float* y, int64_t ldy) {
+void dense_rows_of(const DenseMatrix& w, const float* x, int64_t tokens, int64_t ldx, int64_t begin,
+                   int64_t end, float* y, int64_t ldy) {
   int64_t row = begin;
   if (tokens > 1) {
     for (; row + 2 <= end; row += 2) dense_tokens<D, 2>(w, x, tokens, ldx, row, y, ldy);

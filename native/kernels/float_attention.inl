@@ -131,7 +131,8 @@ void attention_attend(const Attention& p, const AttentionTile& tile, const float
     const int64_t keys = least(end - key, kKeyBlock);
     const int64_t at = key * stride + tile.kv_head * p.head_dim;
     if (narrow(rows)) {
-      dots(p.k_cache + at, stride, keys, queries, width, dot_rows(rows), p.head_dim, scores, ld);
+      dots(p.k_cache + at, stride, keys, queries, width, dot_rows(rows), p.head_dim, scores, ld,
+           p.v_cache + at);
     } else {
       product({p.k_cache + at, stride, 1, queries, ld, scores, ld, 0.0f}, keys, ld, p.head_dim);
     }

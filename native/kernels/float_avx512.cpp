@@ -1,4 +1,4 @@
-#define HEADGATE_FLOAT_LANES 16    // floats in a vector
+#define HEADGATE_FLOAT_LANES 16     // floats in a vector
 #define HEADGATE_FLOAT_TILE_ROWS 6  // matrix products keep a tile of this many rows
 #define HEADGATE_FLOAT_TILE_VECS 4  // times this many vectors in registers
 #include "kernels/float_kernels.inl"

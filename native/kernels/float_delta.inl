@@ -65,14 +65,14 @@ void delta_conv(const DeltaNet& p, int64_t first, int64_t tokens, int64_t begin,
 
 // Work area of a block. Row strides are padded to whole vectors.
 struct DeltaWork {
-  float* qk;     // [2 tokens][dk] queries, then keys, normalised
-  float* keys;   // [dk][tokens] keys, transposed
-  float* qkk;    // [2 tokens][tokens] queries times keys, keys times keys
-  float* mixed;  // [2 tokens][tokens] the same with decays (and -beta), lower triangles
-  float* rows;   // [2 tokens][dv] outputs, then updates
-  float* beta;   // [tokens]
-  float* g;      // [tokens] log decay of each token, or its cumulative sum
-  float* decay;  // [tokens]
+  float* qk;          // [2 tokens][dk] queries, then keys, normalised
+  float* keys;        // [dk][tokens] keys, transposed
+  float* qkk;         // [2 tokens][tokens] queries times keys, keys times keys
+  float* mixed;       // [2 tokens][tokens] the same with decays (and -beta), lower triangles
+  float* rows;        // [2 tokens][dv] outputs, then updates
+  float* beta;        // [tokens]
+  float* g;           // [tokens] log decay of each token, or its cumulative sum
+  float* decay;       // [tokens]
   int64_t dk, dv, n;  // strides
 };
 
@@ -196,8 +196,8 @@ HEADGATE_INLINE void step_columns(int64_t rows, int64_t stride, int64_t part, fl
 }
 
 template <int V, bool Part>
-void steps_columns(const DeltaNet& p, const DeltaWork& w, int64_t tokens, const float* c,
-                   int64_t h, int64_t column) {
+void steps_columns(const DeltaNet& p, const DeltaWork& w, int64_t tokens, const float* c, int64_t h,
+                   int64_t column) {
   float* state = p.state + h * p.dk * p.dv + column;
   for (int64_t t = 0; t < tokens; ++t) {
     step_columns<V, Part>(p.dk, p.dv, p.dv - column, state, w.qk + t * w.dk,

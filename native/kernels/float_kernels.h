@@ -96,8 +96,8 @@ struct FloatKernels {
                            int64_t begin, int64_t end, float* part, float* work);
   // Merges `parts` consecutive partial results in their order, applies the gate and
   // writes rows [begin, end) of the tile to y [tokens][heads][head_dim].
-  void (*attention_merge)(const Attention& p, const AttentionTile& tile, float* part,
-                          int64_t parts, int64_t begin, int64_t end, float* y);
+  void (*attention_merge)(const Attention& p, const AttentionTile& tile, float* part, int64_t parts,
+                          int64_t begin, int64_t end, float* y);
 
   // Convolution and SiLU of channels [begin, end) of tokens [first, first + tokens);
   // updates their conv_state. c is [tokens][channels].

@@ -14,12 +14,12 @@
 namespace headgate::kernels {
 namespace {
 
+// clang-format off: each needs the ones before it
 #include "kernels/float_vector.inl"
-
 #include "kernels/float_matmul.inl"
-
 #include "kernels/float_attention.inl"
 #include "kernels/float_delta.inl"
+// clang-format on
 
 void rms_norm(const float* x, const float* w, int64_t rows, int64_t width, float eps, float* y) {
   for (int64_t r = 0; r < rows; ++r, x += width, y += width) {

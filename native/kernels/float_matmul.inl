@@ -77,14 +77,30 @@ static void product_columns(const Product& p, int64_t rows, int64_t depth, int64
   for (int64_t i = 0, m = 0; i < tiles; ++i) {
     const int64_t next = rows * (i + 1) / tiles;
     switch (next - m) {
-      case 1: product_block<1, V>(p, depth, m, n); break;
-      case 2: product_block<2, V>(p, depth, m, n); break;
-      case 3: product_block<3, V>(p, depth, m, n); break;
-      case 4: product_block<4, V>(p, depth, m, n); break;
-      case 5: product_block<kRows < 5 ? 1 : 5, V>(p, depth, m, n); break;
-      case 6: product_block<kRows < 6 ? 1 : 6, V>(p, depth, m, n); break;
-      case 7: product_block<kRows < 7 ? 1 : 7, V>(p, depth, m, n); break;
-      default: product_block<kRows < 8 ? 1 : 8, V>(p, depth, m, n); break;
+      case 1:
+        product_block<1, V>(p, depth, m, n);
+        break;
+      case 2:
+        product_block<2, V>(p, depth, m, n);
+        break;
+      case 3:
+        product_block<3, V>(p, depth, m, n);
+        break;
+      case 4:
+        product_block<4, V>(p, depth, m, n);
+        break;
+      case 5:
+        product_block < kRows<5 ? 1 : 5, V>(p, depth, m, n);
+        break;
+      case 6:
+        product_block < kRows<6 ? 1 : 6, V>(p, depth, m, n);
+        break;
+      case 7:
+        product_block < kRows<7 ? 1 : 7, V>(p, depth, m, n);
+        break;
+      default:
+        product_block < kRows<8 ? 1 : 8, V>(p, depth, m, n);
+        break;
     }
     m = next;
   }
@@ -105,21 +121,21 @@ static void product(const Product& p, int64_t rows, int64_t columns, int64_t dep
 constexpr int64_t kDotRows = 4;
 
 // Sums of four vectors.
-HEADGATE_INLINE VecOf<4>::Type sums(Vec a, Vec b, Vec c, Vec d) {
-  const auto x = fold<4, kLanes>(a), y = fold<4, kLanes>(b);
-  const auto z = fold<4, kLanes>(c), w = fold<4, kLanes>(d);
-  const auto xy = __builtin_shufflevector(x, y, 0, 1, 4, 5) +
-                  __builtin_shufflevector(x, y, 2, 3, 6, 7);
-  const auto zw = __builtin_shufflevector(z, w, 0, 1, 4, 5) +
-                  __builtin_shufflevector(z, w, 2, 3, 6, 7);
+HEADGATE_INLINE Vec4 sums(Vec a, Vec b, Vec c, Vec d) {
+  const Vec4 x = fold(a), y = fold(b), z = fold(c), w = fold(d);
+  const Vec4 xy =
+      __builtin_shufflevector(x, y, 0, 1, 4, 5) + __builtin_shufflevector(x, y, 2, 3, 6, 7);
+  const Vec4 zw =
+      __builtin_shufflevector(z, w, 0, 1, 4, 5) + __builtin_shufflevector(z, w, 2, 3, 6, 7);
   return __builtin_shufflevector(xy, zw, 0, 2, 4, 6) + __builtin_shufflevector(xy, zw, 1, 3, 5, 7);
 }
 
 // c[i][j] = a_i . b_j for Keys rows of a (stride a_row) and kDotRows rows of b.
-// Rows of b are padded with zeros to whole vectors; those of a need not be.
+// Rows of b are padded with zeros to whole vectors; those of a need not be. Rows of
+// `fetch`, laid out like a, are fetched into the cache.
 template <int Keys>
 HEADGATE_INLINE void dots_tile(const float* a, int64_t a_row, const float* b, int64_t b_row,
-                               int64_t depth, float* c, int64_t c_row) {
+                               int64_t depth, float* c, int64_t c_row, const float* fetch) {
   Vec acc[Keys][kDotRows];
 #pragma GCC unroll 16
   for (int i = 0; i < Keys; ++i) {
@@ -130,7 +146,10 @@ HEADGATE_INLINE void dots_tile(const float* a, int64_t a_row, const float* b, in
   for (; k + kLanes <= depth; k += kLanes) {
     Vec x[Keys];
 #pragma GCC unroll 16
-    for (int i = 0; i < Keys; ++i) x[i] = load(a + i * a_row + k);
+    for (int i = 0; i < Keys; ++i) {
+      x[i] = load(a + i * a_row + k);
+      __builtin_prefetch(fetch + i * a_row + k);
+    }
 #pragma GCC unroll 16
     for (int j = 0; j < kDotRows; ++j) {
       const Vec y = load(b + j * b_row + k);
@@ -145,24 +164,30 @@ HEADGATE_INLINE void dots_tile(const float* a, int64_t a_row, const float* b, in
 #pragma GCC unroll 16
       for (int j = 0; j < kDotRows; ++j) acc[i][j] += x * load(b + j * b_row + k);
     }
-    const auto dots = sums(acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
+    const Vec4 dots = sums(acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
     __builtin_memcpy(c + i * c_row, &dots, sizeof dots);
   }
 }
 
-// C = A B^T where B has few rows, a multiple of kDotRows: one pass over A.
+// C = A B^T where B has few rows, a multiple of kDotRows: one pass over A. Meanwhile
+// rows of `next`, laid out like A, and the next rows of A are fetched: jumping from
+// row to row, a long cache defeats the hardware's prefetching. A prefetch beyond the
+// end is harmless.
 static void dots(const float* a, int64_t a_row, int64_t a_rows, const float* b, int64_t b_row,
-                 int64_t b_rows, int64_t depth, float* c, int64_t c_row) {
+                 int64_t b_rows, int64_t depth, float* c, int64_t c_row, const float* next) {
   constexpr int kKeys = HEADGATE_FLOAT_TILE_VECS;  // more where there are more registers
   int64_t i = 0;
   for (; i + kKeys <= a_rows; i += kKeys) {
+    const float* x = a + i * a_row;
     for (int64_t j = 0; j < b_rows; j += kDotRows) {
-      dots_tile<kKeys>(a + i * a_row, a_row, b + j * b_row, b_row, depth, c + i * c_row + j, c_row);
+      dots_tile<kKeys>(x, a_row, b + j * b_row, b_row, depth, c + i * c_row + j, c_row,
+                       j == 0 ? next + i * a_row : x + kKeys * a_row);
     }
   }
   for (; i < a_rows; ++i) {
     for (int64_t j = 0; j < b_rows; j += kDotRows) {
-      dots_tile<1>(a + i * a_row, a_row, b + j * b_row, b_row, depth, c + i * c_row + j, c_row);
+      dots_tile<1>(a + i * a_row, a_row, b + j * b_row, b_row, depth, c + i * c_row + j, c_row,
+                   next + i * a_row);
     }
   }
 }

@@ -25,17 +25,17 @@ int64_t lines(int64_t floats) { return ceil_div(floats, 16) * 16; }
 // How attention is divided. It depends on shapes only: with the number of threads
 // in it, so would the order of summation.
 struct AttentionPlan {
-  static constexpr int64_t kRows = 64;         // rows of a tile
-  static constexpr int64_t kTasks = 64;        // enough for this many threads
+  static constexpr int64_t kRows = 64;          // rows of a tile
+  static constexpr int64_t kTasks = 64;         // enough for this many threads
   static constexpr int64_t kBlockTokens = 256;  // bounds the memory for queries
-  static constexpr int64_t kSplitKeys = 256;   // fewer are not worth a merge
+  static constexpr int64_t kSplitKeys = 256;    // fewer are not worth a merge
 
   explicit AttentionPlan(const Attention& p) {
     const int64_t group = p.heads / p.kv_heads;
     tile_tokens = std::min(std::max<int64_t>(kRows / group, 1), p.tokens);
     rows = tile_tokens * group;
-    block_tokens = std::min(std::max(kBlockTokens / tile_tokens, int64_t{1}) * tile_tokens,
-                            p.tokens);
+    block_tokens =
+        std::min(std::max(kBlockTokens / tile_tokens, int64_t{1}) * tile_tokens, p.tokens);
     tiles = ceil_div(block_tokens, tile_tokens) * p.kv_heads;
   }
 
@@ -98,8 +98,8 @@ void attend_block(const FloatKernels& kernels, ThreadPool& pool, FloatScratch& s
   });
 }
 
-// Below this a block is cheaper token by token.
-constexpr int64_t kChunkedTokens = 8;
+// Blocks up to this are cheaper token by token.
+constexpr int64_t kStepTokens = 3;
 
 }  // namespace
 
@@ -135,8 +135,8 @@ void FloatScratch::prepare(int64_t shared, int64_t each, int slots) {
   if (total <= capacity_) return;
   capacity_ = 0;
   memory_.reset();
-  memory_.reset(static_cast<float*>(
-      ::operator new(static_cast<size_t>(total) * sizeof(float), kAlignment)));
+  memory_.reset(
+      static_cast<float*>(::operator new(static_cast<size_t>(total) * sizeof(float), kAlignment)));
   capacity_ = total;
 }
 
@@ -151,11 +151,10 @@ FloatScratch::Slot::Slot(FloatScratch& scratch) {
 
 void rms_norm(const FloatKernels& kernels, ThreadPool& pool, const float* x, const float* w,
               int64_t rows, int64_t width, float eps, float* y) {
-  pool.parallel_for(rows, ceil_div(kGrainFloats, std::max<int64_t>(width, 1)),
-                    [&](int64_t begin, int64_t end) {
-                      kernels.rms_norm(x + begin * width, w, end - begin, width, eps,
-                                       y + begin * width);
-                    });
+  pool.parallel_for(
+      rows, ceil_div(kGrainFloats, std::max<int64_t>(width, 1)), [&](int64_t begin, int64_t end) {
+        kernels.rms_norm(x + begin * width, w, end - begin, width, eps, y + begin * width);
+      });
 }
 
 void silu_mul(const FloatKernels& kernels, ThreadPool& pool, const float* gate, const float* up,
@@ -194,9 +193,8 @@ void attention(const FloatKernels& kernels, ThreadPool& pool, FloatScratch& scra
   scratch.prepare(plan.tiles * (queries + (splits > 1 ? splits * part : 0)), work + part,
                   pool.threads());
   const int64_t row = p.kv_heads * p.head_dim;
-  pool.parallel_for(p.tokens, ceil_div(kGrainFloats / 4, row), [&](int64_t begin, int64_t end) {
-    kernels.attention_store(p, begin, end);
-  });
+  pool.parallel_for(p.tokens, ceil_div(kGrainFloats / 4, row),
+                    [&](int64_t begin, int64_t end) { kernels.attention_store(p, begin, end); });
   for (int64_t block = 0; block < p.tokens; block += plan.block_tokens) {
     attend_block(kernels, pool, scratch, p, plan, block, y);
   }
@@ -213,15 +211,15 @@ void delta_net(const FloatKernels& kernels, ThreadPool& pool, FloatScratch& scra
     pool.parallel_for(p.channels, 512, [&](int64_t begin, int64_t end) {
       kernels.delta_conv(p, first, tokens, begin, end, c);
     });
-    const bool chunked = tokens > kChunkedTokens;
+    const bool chunked = tokens > kStepTokens;
     // A task shares the keys among the value heads of a key head, unless that
     // leaves too few tasks to keep the threads busy.
     const int64_t heads = chunked && p.key_heads >= 4 * pool.threads() ? group : 1;
     pool.parallel_for(p.value_heads / heads, 1, [&](int64_t begin, int64_t end) {
       FloatScratch::Slot slot(scratch);
       for (int64_t i = begin; i < end; ++i) {
-        (chunked ? kernels.delta_chunk : kernels.delta_steps)(
-            p, first, tokens, c, i * heads, (i + 1) * heads, y, slot.data());
+        (chunked ? kernels.delta_chunk : kernels.delta_steps)(p, first, tokens, c, i * heads,
+                                                              (i + 1) * heads, y, slot.data());
       }
     });
   }

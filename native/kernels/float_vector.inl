@@ -44,26 +44,23 @@ HEADGATE_INLINE void store_some(float* p, Vec v, int64_t n) {
   }
 }
 
-template <int64_t Lanes>
-struct VecOf {
-  typedef float Type __attribute__((vector_size(Lanes * 4)));
-};
+typedef float Vec4 __attribute__((vector_size(16)));
 
-// Adds the upper half of the lanes to the lower half until `To` lanes are left.
-template <int64_t To, int64_t Lanes>
-HEADGATE_INLINE typename VecOf<To>::Type fold(typename VecOf<Lanes>::Type v) {
-  if constexpr (To == Lanes) {
-    return v;
+// Adds the upper half of the lanes to the lower half until four are left.
+template <class V>
+HEADGATE_INLINE Vec4 fold(V v) {
+  if constexpr (sizeof v == 64) {
+    return fold(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+  } else if constexpr (sizeof v == 32) {
+    return __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
   } else {
-    typename VecOf<Lanes / 2>::Type low, high;
-    __builtin_memcpy(&low, &v, sizeof low);
-    __builtin_memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
-    return fold<To, Lanes / 2>(low + high);
+    return v;
   }
 }
 
 HEADGATE_INLINE float sum(Vec v) {
-  const VecOf<4>::Type x = fold<4, kLanes>(v);
+  const Vec4 x = fold(v);
   return (x[0] + x[2]) + (x[1] + x[3]);
 }
 
@@ -74,8 +71,8 @@ HEADGATE_INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 // and a minimax polynomial for (exp(r) - 1 - r) / r^2.
 HEADGATE_INLINE Vec exp(Vec x) {
   const Vec low = splat(-87.3f), high = splat(88.3f);
-  const Vec y = x > high ? high : x;    // this way round a NaN stays
-  const Vec round = splat(0x1.8p23f);   // adding it leaves the integer in the low bits
+  const Vec y = x > high ? high : x;   // this way round a NaN stays
+  const Vec round = splat(0x1.8p23f);  // adding it leaves the integer in the low bits
   const Vec shifted = y * 0x1.715476p+0f + round;
   const Vec n = shifted - round;
   Vec r = y - n * 0x1.62e4p-1f;  // ln 2 in two parts; n times the first is exact

@@ -111,7 +111,8 @@ int64_t row_grain(const ThreadPool& pool, int64_t rows, int64_t row_bytes, int64
   if (row_bytes * rows * tokens <= kInline) return std::max<int64_t>(rows, 1);
   const int64_t wanted = std::max<int64_t>(kRangeBytes / std::max<int64_t>(row_bytes, 1), 2);
   const int64_t even = rows / (int64_t{4} * pool.threads());
-  return std::max<int64_t>(std::min(wanted, even), 1);
+  const int64_t grain = std::max<int64_t>(std::min(wanted, even), 1);
+  return tokens > 1 ? grain + grain % 2 : grain;  // several tokens: rows go in pairs
 }
 
 void linear(ThreadPool& pool, const QuantKernels& kernels, Scratch& scratch, const float* x,

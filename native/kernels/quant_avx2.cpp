@@ -74,8 +74,8 @@ inline __m256i load_bytes(const void* p) {
 inline __m256i spread(const uint8_t* p, int value) {
   int bits;
   std::memcpy(&bits, p, sizeof bits);
-  const __m256i byte_of = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202,
-                                             0x0303030303030303);
+  const __m256i byte_of =
+      _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
   const __m256i bit_of = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201));
   const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(bits), byte_of);
   const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit_of), bit_of);
@@ -180,11 +180,12 @@ float V::quantize_block(const float* x, int8_t* q, int32_t* sums) {
       const F scaled = mul(load(x + half * 32 + i * 8), inverse);
       v[i] = _mm256_and_si256(_mm256_cvtps_epi32(scaled), keep);
     }
-    const __m256i pairs = _mm256_add_epi32(_mm256_add_epi32(v[0], v[1]), _mm256_add_epi32(v[2], v[3]));
+    const __m256i pairs =
+        _mm256_add_epi32(_mm256_add_epi32(v[0], v[1]), _mm256_add_epi32(v[2], v[3]));
     sums[half] = sum_epi32(pairs);
     // Packing works inside 128-bit lanes; the permutation puts the fours in order.
-    const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(v[0], v[1]),
-                                             _mm256_packs_epi32(v[2], v[3]));
+    const __m256i bytes =
+        _mm256_packs_epi16(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + half * 32),
                         _mm256_permutevar8x32_epi32(bytes, order));

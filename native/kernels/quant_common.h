@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
+#define HEADGATE_INLINE inline __attribute__((always_inline))
 #if defined(__clang__)
 #define HEADGATE_UNROLL _Pragma("unroll")
 #else

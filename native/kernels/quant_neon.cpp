@@ -69,8 +69,8 @@ void V::decode(const At& at, uint8_t* codes) {
   const uint8x16_t q2 = vld1q_u8(at.q2);
   HEADGATE_UNROLL
   for (int i = 0; i < 4; ++i) {  // 16 weights each
-    uint8x16_t code = vandq_u8(vshlq_u8(q2, vdupq_n_s8(static_cast<int8_t>(-2 * i))),
-                               vdupq_n_u8(3));
+    uint8x16_t code =
+        vandq_u8(vshlq_u8(q2, vdupq_n_s8(static_cast<int8_t>(-2 * i))), vdupq_n_u8(3));
     code = vshlq_n_u8(code, top);
     if constexpr (P >= 3) code = vorrq_u8(code, spread(at.q3 + 2 * i, 1 << (top - 1)));
     if constexpr (P >= 4) code = vorrq_u8(code, spread(at.q4 + 2 * i, 1 << (top - 2)));

@@ -72,8 +72,8 @@ float quantize_block(const float* x, int64_t n, int8_t* q) {
   return scale.scale;
 }
 
-void quantize(const float* x, int64_t cols, int64_t padded, int32_t group, int8_t* q,
-              float* scales, float* sums) {
+void quantize(const float* x, int64_t cols, int64_t padded, int32_t group, int8_t* q, float* scales,
+              float* sums) {
   std::fill_n(sums, padded / group, 0.0f);
   for (int64_t begin = 0; begin < padded; begin += 64) {
     const int64_t n = std::clamp<int64_t>(cols - begin, 0, 64);
@@ -106,7 +106,8 @@ float quant_row(const QuantMatrix& w, const QuantActivations& x, int64_t row, in
     }
   }
   for (int64_t g = 0; g < padded / w.group; ++g) {
-    total += group_at(w, row * (padded / w.group) + g).bias * x.sums[token * (padded / w.group) + g];
+    total +=
+        group_at(w, row * (padded / w.group) + g).bias * x.sums[token * (padded / w.group) + g];
   }
   return total;
 }

@@ -73,7 +73,9 @@ void ThreadPool::run(int64_t n, int64_t grain, Call call, void* body) {
   if (sleeping_.load(std::memory_order_seq_cst) > 0) {
     // The empty critical section orders this wake-up after a worker that has
     // tested the epoch but has not yet gone to sleep.
-    { std::lock_guard lock(sleep_mutex_); }
+    {
+      std::lock_guard lock(sleep_mutex_);
+    }
     wake_.notify_all();
   }
   work();

@@ -37,7 +37,8 @@ class ThreadPool {
   template <class Body>
   void parallel_for(int64_t n, int64_t grain, Body&& body) {
     using B = std::remove_reference_t<Body>;
-    run(n, grain, [](void* b, int64_t begin, int64_t end) { (*static_cast<B*>(b))(begin, end); },
+    run(
+        n, grain, [](void* b, int64_t begin, int64_t end) { (*static_cast<B*>(b))(begin, end); },
         const_cast<void*>(static_cast<const void*>(&body)));
   }
 

@@ -70,7 +70,8 @@ inline double value_of_bf16(uint16_t half) {
 
 inline double value_of_f16(uint16_t half) {
   const int exponent = half >> 10 & 31, mantissa = half & 1023;
-  const double size = exponent ? std::ldexp(1024 + mantissa, exponent - 25) : std::ldexp(mantissa, -24);
+  const double size =
+      exponent ? std::ldexp(1024 + mantissa, exponent - 25) : std::ldexp(mantissa, -24);
   return half & 0x8000 ? -size : size;
 }
 
@@ -213,7 +214,8 @@ struct DenseCase {
   double at(int64_t row, int64_t col) const {
     const int64_t i = row * matrix.cols + col;
     if (floats) return (*floats)[i];
-    return matrix.type == DenseType::bf16 ? value_of_bf16((*halves)[i]) : value_of_f16((*halves)[i]);
+    return matrix.type == DenseType::bf16 ? value_of_bf16((*halves)[i])
+                                          : value_of_f16((*halves)[i]);
   }
 };
 

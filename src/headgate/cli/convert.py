@@ -45,9 +45,9 @@ def convert(
 ) -> None:
     """Convert the checkpoint SRC to the expert store OUT.
 
-    Reads bf16, f16 and f32 checkpoints, and repacks those that MLX has quantised bit for
-    bit. Needs the disk space of the store and little memory. When interrupted or killed,
-    the same command resumes where it stopped.
+    Reads bf16, f16 and f32 checkpoints, and repacks those that MLX has
+    quantised bit for bit. Needs the disk space of the store and little memory.
+    When it was interrupted or killed, the same command resumes.
     """
     options = ConvertOptions(expert_bits, dense_bits, group_size, threads)
     try:

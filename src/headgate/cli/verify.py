@@ -23,8 +23,8 @@ def verify(
 ) -> None:
     """Read all of STORE and compare it with its checksums.
 
-    Prints each damaged place with its layer and expert; the exit status is 2 if there is
-    any. Repair a store by converting it again, or by copying the file named.
+    Prints each damaged place with its layer and expert; the exit status is 2 if
+    there is any. Replace the files named by good copies, or convert again.
     """
     opened = Store.open(store)
     total = total_bytes(opened)

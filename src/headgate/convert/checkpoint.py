@@ -65,14 +65,17 @@ class Checkpoint:
                 message names the file.
         """
         path = Path(path)
-        if not path.is_dir():
-            what = "is not a folder" if path.exists() else "does not exist"
-            raise CheckpointError(f"checkpoint {path} {what}")
-        if not (path / CONFIG_FILE).exists():
-            raise CheckpointError(f"{path} is not a checkpoint: it has no {CONFIG_FILE}")
-        config = _read_object(path / CONFIG_FILE, MAX_CONFIG)
-        index = _read_index(path)
-        headers = {file: _read_header(path / file) for file in _files(path, index)}
+        try:
+            if not path.is_dir():
+                what = "is not a folder" if path.exists() else "does not exist"
+                raise CheckpointError(f"checkpoint {path} {what}")
+            if not (path / CONFIG_FILE).exists():
+                raise CheckpointError(f"{path} is not a checkpoint: it has no {CONFIG_FILE}")
+            config = _read_object(path / CONFIG_FILE, MAX_CONFIG)
+            index = _read_index(path)
+            headers = {file: _read_header(path / file) for file in _files(path, index)}
+        except OSError as error:
+            raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from None
         checkpoint = cls(path, config, headers)
         for name, file in index.items():
             if name not in headers[file].tensors:
@@ -171,8 +174,6 @@ def _read_object(path: Path, limit: int) -> dict[str, Any]:
         if path.stat().st_size > limit:
             raise CheckpointError(f"{path.name} has more than {limit} bytes")
         raw = json.loads(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError):
         raise CheckpointError(f"{path} is not valid JSON") from None
     if not isinstance(raw, dict):
@@ -187,7 +188,7 @@ def _read_index(path: Path) -> dict[str, str]:
     if not isinstance(index, dict) or not index:
         raise CheckpointError(f"{INDEX_FILE} has no weight_map")
     for name, file in index.items():
-        if not isinstance(file, str) or Path(file).name != file or "\0" in file:
+        if not isinstance(file, str) or not file or Path(file).name != file or "\0" in file:
             raise CheckpointError(f"{INDEX_FILE} gives no file name for tensor {name}")
     return index
 
@@ -211,5 +212,3 @@ def _read_header(path: Path) -> Header:
         return safetensors.read_header(path)
     except HeaderError as error:
         raise CheckpointError(f"{path.name} is not a whole safetensors file: {error}") from None
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None

@@ -37,7 +37,7 @@ from headgate.store.writer import StoreWriter, check_free_space
 #: Raise it when the same checkpoint and options would give other bytes than before.
 REVISION = 1
 #: Weights of a dense tensor that are in memory at once.
-BLOCK_WEIGHTS = 8 << 20
+BLOCK_WEIGHTS = 4 << 20
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -162,8 +162,7 @@ class _Conversion:
         report.notes = list(source.notes)
         if "tokenizer.json" not in self._files:
             report.notes.append("the checkpoint has no tokenizer.json: the store takes no text")
-        if not self._out.exists():  # otherwise the writer refuses
-            check_free_space(self._out, self._store_bytes_bound())
+        check_free_space(self._out, self._store_bytes_bound())
         with StoreWriter(self._out, self._plan, self._layout) as writer:
             if writer.complete:
                 self._found = self._total
@@ -270,6 +269,8 @@ class _Conversion:
             files={name: FileEntry(largest, largest) for name in names},
         )
         sums = 4 * len(self._layout.segments) * self._config.num_experts
+        # A store that this program would refuse to open is not begun.
+        Manifest.parse(manifest.to_bytes())
         other = sum(map(len, self._files.values())) + 2 * len(repr(self._plan))
         return self._total + len(manifest.to_bytes()) + sums * len(manifest.layers) * 2 + other
 

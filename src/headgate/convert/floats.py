@@ -40,7 +40,7 @@ class FloatSource:
         self._quantizer = quantizer
         self._layout = names.layout
         self._specs = config.dense_tensors()
-        experts = expert_shapes(config, self._layout)
+        experts = expert_shapes(names, config)
         dense = {n: dense_shape(spec, self._layout) for n, spec in self._specs.items()}
         for name, actual in names.actual.items():
             require_float(actual, self._tensors.info(name).dtype)

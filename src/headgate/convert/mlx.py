@@ -61,7 +61,9 @@ class MlxSource:
         self._tensors = Tensors(checkpoint, names)
         self._settings = quantization_settings(checkpoint.config) or {}
         self._specs = config.dense_tensors()
-        experts = expert_shapes(config, "stacked")
+        if names.layout != "stacked":
+            raise CheckpointError("the checkpoint has MLX's settings but no switch_mlp tensors")
+        experts = expert_shapes(names, config)
         dense = {name: dense_shape(spec, "stacked") for name, spec in self._specs.items()}
         matrices = [n for n, spec in self._specs.items() if spec.role in _MATRIX_ROLES]
         expected = {**dense, **experts}

@@ -114,8 +114,19 @@ def _strip(actual: str) -> str:
     return actual
 
 
-def expert_shapes(config: ModelConfig, layout: ExpertLayout) -> dict[str, Shape]:
-    """Name here -> shape of every expert tensor."""
+def expert_shapes(names: Names, config: ModelConfig) -> dict[str, Shape]:
+    """Name here -> shape of every expert tensor that the checkpoint should have.
+
+    Raises:
+        CheckpointError: the configuration has more experts than there are tensors.
+    """
+    layout = names.layout
+    one_each = len(MATRICES) * config.num_experts if layout == "separate" else 1
+    if one_each * len(config.moe_layers) > len(names.actual):  # before a list of them is made
+        raise CheckpointError(
+            f"config.json says {config.num_experts} experts in each of "
+            f"{len(config.moe_layers)} layers, the checkpoint has {len(names.actual)} tensors"
+        )
     count, hidden, inter = config.num_experts, config.hidden_size, config.moe_intermediate_size
     shapes: dict[str, Shape] = {}
     one = {"gate": (inter, hidden), "up": (inter, hidden), "down": (hidden, inter)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -68,7 +69,11 @@ class CpuOps:
         return CpuMatrix(weight, _quantized(weight))
 
     def zeros(self, *shape: int) -> Floats:
-        return np.zeros(shape, np.float32)
+        # Whole pages, so that rows start on a cache line, and fresh from the kernel,
+        # so that a long context takes memory only as it fills.
+        if 0 in shape:
+            return np.zeros(shape, np.float32)
+        return _native.AlignedBuffer(4 * math.prod(shape)).array().view(np.float32).reshape(shape)
 
     def empty(self, *shape: int) -> Floats:
         return np.empty(shape, np.float32)

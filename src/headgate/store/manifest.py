@@ -160,7 +160,7 @@ class _Parser:
     """Typed access to the JSON; every failure is a ValueError that names the field."""
 
     def manifest(self, raw: Mapping[str, Any]) -> Manifest:
-        experts = ExpertFormat(**self.mapping(raw, "experts"))
+        experts = self.expert_format(self.mapping(raw, "experts"))
         manifest = Manifest(
             model_type=self.string(raw, "model_type"),
             config=dict(self.mapping(raw, "config")),
@@ -187,6 +187,11 @@ class _Parser:
             raise ValueError("the record layout does not follow from the expert format")
         return manifest
 
+    def expert_format(self, raw: Mapping[str, Any]) -> ExpertFormat:
+        numbers = ("hidden_size", "intermediate_size", "bits", "group_size")
+        # JSON's 4.0 and true would pass for numbers in comparisons, and fail much later.
+        return ExpertFormat(**{**raw, **{k: self.natural(raw, k, 0, 1 << 20) for k in numbers}})
+
     def layers(self, raw: Mapping[str, Any]) -> tuple[int, ...]:
         layers = raw["layers"]
         if not isinstance(layers, list) or not 1 <= len(layers) <= MAX_LAYERS:
@@ -203,8 +208,8 @@ class _Parser:
         fmt = ExpertFormat(
             self.natural({name: rows}, name, 1, 1 << 20),
             self.natural({name: columns}, name, 1, 1 << 20),
-            raw["bits"],
-            raw["group_size"],
+            self.natural(raw, "bits", 0, 16),
+            self.natural(raw, "group_size", 0, 1 << 20),
             raw["half"],
         )
         return DenseMatrix((rows, columns), fmt.bits, fmt.group_size, fmt.half)

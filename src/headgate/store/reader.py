@@ -61,8 +61,11 @@ class Store:
             StoreError: there is no complete, well-formed store there.
         """
         path = Path(path)
-        if not (path / MANIFEST_FILE).is_file():
-            raise StoreError(_why_no_store(path))
+        try:
+            if not (path / MANIFEST_FILE).is_file():
+                raise StoreError(_why_no_store(path))
+        except OSError as error:
+            raise StoreError(f"cannot open {path}: {error.strerror}") from None
         return cls(path, Manifest.read(path / MANIFEST_FILE))
 
     def expert_path(self, layer: int) -> Path:

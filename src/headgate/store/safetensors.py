@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -107,7 +107,7 @@ def _tensor(name: str, entry: Any) -> TensorInfo:
     if not isinstance(entry, dict):
         raise HeaderError(f"the entry of tensor {name} is not an object")
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
-    if dtype not in ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise HeaderError(f"tensor {name} has unknown dtype {dtype!r}")
     if not _naturals(shape) or len(shape) > MAX_RANK:
         raise HeaderError(f"tensor {name} has no valid shape")
@@ -122,7 +122,7 @@ def _tensor(name: str, entry: Any) -> TensorInfo:
     return TensorInfo(dtype, tuple(shape), *offsets)
 
 
-def _naturals(value: Any) -> bool:
+def _naturals(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(x) is int and 0 <= x < 1 << 62 for x in value)
 
 

@@ -67,9 +67,9 @@ class StoreWriter:
         self.complete = False
 
     def __enter__(self) -> StoreWriter:
-        if self.out.exists():
-            raise StoreError(f"{self.out} exists already: remove it or choose another name")
         with _disk(self.partial):
+            if self.out.exists():
+                raise StoreError(f"{self.out} exists already: remove it or choose another name")
             (self.partial / EXPERT_FOLDER).mkdir(parents=True, exist_ok=True)
             self._lock = (self.partial / PLAN_FILE).open("a+b")
             try:
@@ -227,11 +227,15 @@ class StoreWriter:
 
 def check_free_space(out: Path, needed: int) -> None:
     """Raise :class:`ResourceError` unless the disk of ``out`` has ``needed`` bytes free
-    beyond what an interrupted conversion has already written."""
+    beyond what an interrupted conversion has already written. Passes when ``out`` exists:
+    :class:`StoreWriter` refuses that."""
     partial = out.with_name(out.name + PARTIAL_SUFFIX)
-    there = sum(p.stat().st_blocks * 512 for p in partial.rglob("*") if p.is_file())
-    folder = next(p for p in [out.parent, *out.parent.parents] if p.exists())
-    free = shutil.disk_usage(folder).free
+    with _disk(partial):
+        if out.exists():
+            return
+        there = sum(p.stat().st_blocks * 512 for p in partial.rglob("*") if p.is_file())
+        folder = next(p for p in [out.parent, *out.parent.parents] if p.exists())
+        free = shutil.disk_usage(folder).free
     if needed - there > free:
         raise ResourceError(
             f"the store needs {(needed - there) / 1e9:.2f} GB of disk, "

@@ -1,0 +1,114 @@
+"""The demo checkpoint on rendered transcripts against transformers in float32."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from headgate.chat import ChatTemplate
+from headgate.convert import ConvertOptions, convert
+from headgate.demo import CHECKPOINT
+from headgate.engine import Engine
+from tests.parity.reference import (
+    divergence,
+    greedy,
+    likeliest_difference,
+    load_reference,
+    log_probabilities,
+    log_softmax,
+)
+
+pytest.importorskip("transformers")
+
+TRANSCRIPTS = Path(__file__).parent.parent / "data" / "transcripts.jsonl"
+
+
+def rendered(engine: Engine) -> Iterator[tuple[list[int], list[int]]]:
+    """(token ids of the prompt of the first answer, of the whole transcript)."""
+    files = {"chat_template.jinja": engine.store.read_file("chat_template.jinja")}
+    template = ChatTemplate.from_files(files)
+    assert template is not None
+    for line in TRANSCRIPTS.read_text().splitlines():
+        t = json.loads(line)
+        first = next(i for i, m in enumerate(t["messages"]) if m["role"] == "assistant")
+        prompt = template.render(t["messages"][:first], t["tools"])
+        whole = template.render(t["messages"], t["tools"], add_generation_prompt=False)
+        yield engine.tokenizer.encode(prompt), engine.tokenizer.encode(whole)
+
+
+def load(folder: Path, bits: int, dense: int, **options: Any) -> Engine:
+    store = folder / f"{bits}-{dense}.headgate"
+    if not store.exists():
+        convert(CHECKPOINT, store, ConvertOptions(expert_bits=bits, dense_bits=dense))
+    return Engine.load(store, **options)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def exact(folder: Path) -> Engine:
+    return load(folder, 16, 16)
+
+
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    return load_reference(CHECKPOINT)
+
+
+def test_log_probabilities_agree(exact: Engine, reference: Any) -> None:
+    worst = 0.0
+    for _, ids in rendered(exact):
+        ours = log_softmax(exact.new_session().append(ids, all_logits=True))
+        worst = max(worst, likeliest_difference(ours, log_probabilities(reference, ids)))
+    print(f"largest difference of the 20 likeliest log-probabilities: {worst:.2e}")
+    assert worst <= 0.02
+
+
+def test_greedy_continuations_are_identical(exact: Engine, reference: Any) -> None:
+    for number, (prompt, _) in enumerate(rendered(exact)):
+        ours = list(exact.new_session().generate(prompt, 64, stop=frozenset()))
+        assert ours == greedy(reference, prompt, 64), f"transcript {number}"
+
+
+def test_chunks_and_single_tokens_agree(exact: Engine) -> None:
+    worst = 0.0
+    for number, (_, ids) in enumerate(rendered(exact)):
+        whole = log_softmax(exact.new_session().append(ids, 10**6, all_logits=True))
+        for chunk in (1, 37) if number < 6 else (64,):
+            parts = log_softmax(exact.new_session().append(ids, chunk, all_logits=True))
+            worst = max(worst, float(np.abs(whole - parts).max()))
+    print(f"largest difference between one chunk and several: {worst:.2e}")
+    assert worst <= 1e-3
+
+
+def test_divergence_rises_as_bits_fall(folder: Path, reference: Any) -> None:
+    found = {}
+    for bits in (8, 4, 3, 2):
+        engine = load(folder, bits, 8)
+        sums = [
+            divergence(
+                log_probabilities(reference, ids),
+                log_softmax(engine.new_session().append(ids, all_logits=True)),
+            )
+            for _, ids in rendered(engine)
+        ]
+        found[bits] = float(np.mean(sums))
+    print("mean KL divergence:", {bits: f"{kl:.6f}" for bits, kl in found.items()})
+    assert found[8] <= 1e-3
+    assert found[8] < found[4] < found[3] < found[2]
+
+
+def test_native_and_reference_operations_agree(folder: Path) -> None:
+    engine = load(folder, 4, 8, exact_activations=True)
+    slow = load(folder, 4, 8, backend="reference")
+    for _, ids in list(rendered(engine))[:4]:
+        a, b = (log_softmax(e.new_session().append(ids, all_logits=True)) for e in (engine, slow))
+        assert likeliest_difference(a, b) < 1e-3
