@@ -197,3 +197,12 @@ def test_report_counts_every_byte(tmp_path: Path) -> None:
     done = [step[0] for step in seen]
     assert done == sorted(done) and done[-1] == seen[-1][1]
     assert report.to_dict()["out"] == str(tmp_path / "out")
+
+
+def test_store_tells_nothing_of_the_machine(tmp_path: Path) -> None:
+    config = multimodal({**CONFIG, "_name_or_path": "/home/someone/models/tiny"})
+    src = write_checkpoint(tmp_path / "src", config, hf_tensors(CONFIG, WEIGHTS))
+    convert(src, tmp_path / "out")
+    for name in ("store.json", "conversion.json"):
+        text = (tmp_path / "out" / name).read_text()
+        assert "someone" not in text and str(tmp_path) not in text

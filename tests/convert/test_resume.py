@@ -16,6 +16,7 @@ import pytest
 
 from headgate.convert import ConvertOptions, convert
 from headgate.errors import CheckpointError, ResourceError, StoreError
+from headgate.store import StoreWriter
 from tests.checkpoints import tiny_checkpoint
 from tests.stores import digests
 
@@ -68,6 +69,21 @@ def test_exception_in_the_middle_leaves_a_resumable_state(
     report = convert(src, tmp_path / "out")
     assert digests(tmp_path / "out") == whole
     assert 0 < report.written_bytes < report.store_bytes
+
+
+def test_kill_before_the_last_step_leaves_only_that_to_do(
+    src: Path, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(_: StoreWriter) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreWriter, "_publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            convert(src, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    convert(src, tmp_path / "out")
+    assert digests(tmp_path / "out") == whole
 
 
 def test_resume_with_other_options_or_another_source_is_refused(
@@ -221,20 +237,23 @@ def test_ctrl_c_says_how_to_resume(tmp_path: Path) -> None:
     assert not out.exists() and out.with_name("out.partial").exists()
 
 
+# Not ru_maxrss: a process inherits that from the one that started it.
 BIG = """
-import resource, sys
+import sys
 from pathlib import Path
-from typing import Any
 from headgate.convert import ConvertOptions, convert
+def peak():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 small, large, out = sys.argv[1:]
 convert(small, out + ".small", ConvertOptions(expert_bits=2))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 convert(large, out + ".large", ConvertOptions(expert_bits=2))
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(peak() - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit elsewhere")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_does_not_grow_with_layers_or_heads(tmp_path: Path) -> None:
     config: dict[str, Any] = {
         "num_hidden_layers": 1,
@@ -249,4 +268,4 @@ def test_memory_does_not_grow_with_layers_or_heads(tmp_path: Path) -> None:
     # 100 MB of experts and 66 MB of head, twice that in float32.
     done = run("-c", BIG, small, large, tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 60e6
+    assert int(done.stdout) < 80e6

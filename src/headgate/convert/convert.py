@@ -194,7 +194,7 @@ class _Conversion:
         checksums = writer.write_dense(self._dense, self._dense_arrays())
         if self._done == before:  # an earlier process has written them
             self._found += self._dense_bytes
-        self._advance(self._total - self._done, "manifest")
+        self._advance(self._total - self._done, "checksums")
         for name, data in self._files.items():
             writer.write_file(name, data)
         writer.finish(self._manifest(checksums))
@@ -225,7 +225,7 @@ class _Conversion:
         self._progress(self._done, self._total, doing)
 
     def _manifest(self, dense_crc32c: dict[str, int]) -> Manifest:
-        raw = self._checkpoint.config
+        raw = _without_paths(self._checkpoint.config)
         text = raw.get("text_config", {})
         config = {key: value for key, value in {**raw, **text}.items() if key not in _DROPPED}
         return Manifest(
@@ -255,7 +255,7 @@ class _Conversion:
             "converter_revision": REVISION,
             "experts": dataclasses.asdict(self._source.experts),
             "dense_header_crc32c": crc32c(self._dense_head),
-            "config": self._checkpoint.config,
+            "config": _without_paths(self._checkpoint.config),
             "source": self._checkpoint.fingerprint(),
             "files": {name: crc32c(data) for name, data in self._files.items()},
         }
@@ -273,6 +273,15 @@ class _Conversion:
         Manifest.parse(manifest.to_bytes())
         other = sum(map(len, self._files.values())) + 2 * len(repr(self._plan))
         return self._total + len(manifest.to_bytes()) + sums * len(manifest.layers) * 2 + other
+
+
+def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without where it was once loaded from."""
+    return {
+        key: _without_paths(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key != "_name_or_path"
+    }
 
 
 def _tokenizer_files(path: Path) -> Iterator[tuple[str, bytes]]:
