@@ -24,8 +24,8 @@ from headgate.chat import ChatTemplate
 from headgate.convert import ConvertOptions, convert
 from headgate.demo import CHECKPOINT
 from headgate.engine import Engine
-from headgate.ops.records import record_matrices
 from headgate.quant import AffineMatrix, Quantizer, dequantize
+from headgate.store.record import record_matrices
 
 Floats = npt.NDArray[np.float32]
 Experts = dict[tuple[int, int], dict[str, Floats]]
@@ -100,7 +100,11 @@ def main() -> None:
         for name, way in ways.items():
             experts = {k: {m: way(w) for m, w in e.items()} for k, e in original.items()}
             error = np.mean(
-                [((experts[k][m] - w) ** 2).mean() for k, e in original.items() for m, w in e.items()]
+                [
+                    ((experts[k][m] - w) ** 2).mean()
+                    for k, e in original.items()
+                    for m, w in e.items()
+                ]
             )
             kl = np.concatenate(
                 [

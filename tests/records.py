@@ -22,7 +22,8 @@ def random_record(layout: RecordLayout, seed: int) -> npt.NDArray[np.uint8]:
             pieces = {"weights": from_float(w, f.half)}
         else:
             m = quantize(w, f.bits, f.group_size)
-            pieces = {"scales": m.scales, "biases": m.biases, **pack(m.codes, f.bits)}
+            pieces = {"scales": m.scales, "biases": m.biases}
+            pieces.update(pack(m.codes, f.bits).items())
         for name, data in pieces.items():
             offset, nbytes = layout.pieces[matrix, name]
             raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)

@@ -10,10 +10,10 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from headgate.convert.record import read_record
 from headgate.quant import AffineMatrix, Planes, dequantize, planes_of, unpack
 from headgate.quant.halves import to_float
 from headgate.store import MATRICES, Store
+from headgate.store.record import read_record
 
 Floats = npt.NDArray[np.float32]
 

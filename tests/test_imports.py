@@ -23,7 +23,8 @@ ALLOWED: dict[str, set[str]] = {
     "engine": {"chat", "stream", "models", "ops", "store"},
     "convert": {"models", "store", "quant"},
     "demo": {"convert"},
-    "cli": {"chat", "convert", "demo", "engine", "store"},
+    "measure": {"engine", "stream", "models", "ops", "store", "quant", "convert"},
+    "cli": {"chat", "convert", "demo", "engine", "measure", "models", "store"},
 }
 
 

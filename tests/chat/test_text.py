@@ -51,16 +51,25 @@ def test_template_sees_what_hugging_face_gives_it() -> None:
     found = template(
         "{{ bos_token }}{% for m in messages %}{% if m.role == 'x' %}{% continue %}{% endif %}"
         "{{ m.content }}{% endfor %}{{ tools | tojson }}{{ enable_thinking }}"
-    ).render([{"role": "x", "content": "no"}, {"role": "y", "content": "é<"}], [{"a": "é<"}],
-             enable_thinking=False)
+    ).render(
+        [{"role": "x", "content": "no"}, {"role": "y", "content": "é<"}],
+        [{"a": "é<"}],
+        enable_thinking=False,
+    )
     assert found == '<s>é<[{"a": "é<"}]False'
 
 
 def test_arguments_in_history_may_be_json_text() -> None:
-    t = template("{% for k, v in messages[0].tool_calls[0].function.arguments.items() %}{{ k }}={{ v }}{% endfor %}")
+    t = template(
+        "{% for k, v in messages[0].tool_calls[0].function.arguments.items() %}"
+        "{{ k }}={{ v }}{% endfor %}"
+    )
     arguments = {"a": 1}
     for given_as in (arguments, json.dumps(arguments)):
-        message = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": given_as}}]}
+        message = {
+            "role": "assistant",
+            "tool_calls": [{"function": {"name": "f", "arguments": given_as}}],
+        }
         assert t.render([message]) == "a=1"
 
 

@@ -75,7 +75,9 @@ def test_hermes_form() -> None:
     assert parse_tool_calls(text) == ("", [ToolCall("f", {"count": 3})])
 
 
-@pytest.mark.parametrize("text", ["<tool_call>nonsense</tool_call>", "no call", '<tool_call>{"a":1}'])
+@pytest.mark.parametrize(
+    "text", ["<tool_call>nonsense</tool_call>", "no call", '<tool_call>{"a":1}']
+)
 def test_what_is_no_call_stays_content(text: str) -> None:
     assert parse_tool_calls(text) == (text, [])
 

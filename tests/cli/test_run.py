@@ -30,9 +30,7 @@ TOOLS = [
 ]
 
 
-def headgate(
-    *args: object, stdin: str | None = None
-) -> subprocess.CompletedProcess[str]:
+def headgate(*args: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "headgate", *map(str, args)]
     return subprocess.run(
         command,

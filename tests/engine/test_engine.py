@@ -110,9 +110,7 @@ def test_session_goes_on_where_it_was(demo_store: DemoStore) -> None:
 
 
 @pytest.mark.parametrize("ids", [[], [-1], [4096]])
-def test_tokens_outside_the_vocabulary_are_refused(
-    demo_store: DemoStore, ids: list[int]
-) -> None:
+def test_tokens_outside_the_vocabulary_are_refused(demo_store: DemoStore, ids: list[int]) -> None:
     with pytest.raises(UsageError):
         Engine.load(demo_store()).new_session().append(ids)
 
@@ -148,9 +146,7 @@ def test_store_without_tokenizer_says_so(tmp_path: Path) -> None:
         _ = engine.tokenizer
 
 
-def test_no_flipped_byte_changes_an_answer_silently(
-    demo_store: DemoStore, tmp_path: Path
-) -> None:
+def test_no_flipped_byte_changes_an_answer_silently(demo_store: DemoStore, tmp_path: Path) -> None:
     """200 positions over all files: the answer is the same or an error is raised."""
     store = tmp_path / "store"
     shutil.copytree(demo_store(2, 8), store)

@@ -53,7 +53,7 @@ def greedy(model: Any, ids: list[int], tokens: int) -> list[int]:
 
 def log_softmax(logits: Floats) -> Floats:
     shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)), np.float32)
 
 
 def likeliest_difference(ours: Floats, theirs: Floats, count: int = 20) -> float:

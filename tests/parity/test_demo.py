@@ -15,6 +15,7 @@ from headgate.convert import ConvertOptions, convert
 from headgate.demo import CHECKPOINT
 from headgate.engine import Engine
 from tests.parity.reference import (
+    Floats,
     divergence,
     greedy,
     likeliest_difference,
@@ -89,20 +90,32 @@ def test_chunks_and_single_tokens_agree(exact: Engine) -> None:
     assert worst <= 1e-3
 
 
-def test_divergence_rises_as_bits_fall(folder: Path, reference: Any) -> None:
-    found = {}
-    for bits in (8, 4, 3, 2):
-        engine = load(folder, bits, 8)
-        sums = [
-            divergence(
-                log_probabilities(reference, ids),
-                log_softmax(engine.new_session().append(ids, all_logits=True)),
-            )
-            for _, ids in rendered(engine)
-        ]
-        found[bits] = float(np.mean(sums))
-    print("mean KL divergence:", {bits: f"{kl:.6f}" for bits, kl in found.items()})
-    assert found[8] <= 1e-3
+@pytest.fixture(scope="module")
+def expected(exact: Engine, reference: Any) -> list[Floats]:
+    return [log_probabilities(reference, ids) for _, ids in rendered(exact)]
+
+
+def mean_divergence(engine: Engine, expected: list[Floats]) -> float:
+    pairs = zip(rendered(engine), expected, strict=True)
+    return float(
+        np.mean(
+            [
+                divergence(theirs, log_softmax(engine.new_session().append(ids, all_logits=True)))
+                for (_, ids), theirs in pairs
+            ]
+        )
+    )
+
+
+@pytest.mark.parametrize(("dense", "bound"), [(16, 1e-3), (8, 4e-3)])
+def test_divergence_rises_as_expert_bits_fall(
+    folder: Path, expected: list[Floats], dense: int, bound: float
+) -> None:
+    """With 8-bit projections the divergence of this small model is mostly that of tokens
+    whose routing tips over; docs/format.md has the measurements."""
+    found = {b: mean_divergence(load(folder, b, dense), expected) for b in (8, 4, 3, 2)}
+    print(f"dense bits {dense}, mean KL:", {bits: f"{kl:.6f}" for bits, kl in found.items()})
+    assert found[8] <= bound
     assert found[8] < found[4] < found[3] < found[2]
 
 

@@ -23,7 +23,9 @@ def flip(path: Path, position: int) -> None:
     path.write_bytes(data)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     slots=st.integers(1, 40),
     steps=st.lists(st.tuples(st.integers(0, 7), st.integers(1, 12)), min_size=1, max_size=6),

@@ -14,7 +14,11 @@ keys = st.tuples(st.integers(0, 2), st.integers(0, 5))
 
 @given(slots=st.integers(1, 8), uses=st.lists(keys, max_size=200))
 def test_lru_keeps_the_most_recent(slots: int, uses: list[tuple[int, int]]) -> None:
-    residency, expected, evictions = Residency(slots, LRU()), OrderedDict[tuple[int, int], None](), 0
+    residency, expected, evictions = (
+        Residency(slots, LRU()),
+        OrderedDict[tuple[int, int], None](),
+        0,
+    )
     for key in uses:
         hit = residency.hit(key) is not None
         assert hit == (key in expected)

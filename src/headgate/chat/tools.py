@@ -20,9 +20,7 @@ Tool = dict[str, Any]
 
 _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
 _FUNCTION = re.compile(r"<function=([^>\n]+)>(.*?)(?:</function>|$)", re.DOTALL)
-_PARAMETER = re.compile(
-    r"<parameter=([^>\n]+)>(.*?)(?:</parameter>|(?=<parameter=)|$)", re.DOTALL
-)
+_PARAMETER = re.compile(r"<parameter=([^>\n]+)>(.*?)(?:</parameter>|(?=<parameter=)|$)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -139,8 +137,9 @@ def _typed(value: str, schema: Any) -> Any:
     """
     kinds = schema.get("type") if isinstance(schema, dict) else None
     kinds = set(kinds) if isinstance(kinds, list) else {kinds}
-    if not kinds - {"string", "null"} or (kinds == {None} and isinstance(schema, dict)
-                                         and "enum" in schema):
+    if not kinds - {"string", "null"} or (
+        kinds == {None} and isinstance(schema, dict) and "enum" in schema
+    ):
         return None if "null" in kinds and value.lower() == "null" else value
     if value.strip().lower() == "null":
         return None

@@ -13,6 +13,7 @@ import headgate
 from headgate.cli.convert import convert
 from headgate.cli.inspect import inspect
 from headgate.cli.run import run
+from headgate.cli.synth import synth
 from headgate.cli.verify import verify
 from headgate.errors import HeadgateError
 
@@ -27,6 +28,7 @@ app.command()(run)
 app.command()(convert)
 app.command()(inspect)
 app.command()(verify)
+app.command()(synth)
 
 
 @app.callback(invoke_without_command=True)

@@ -50,7 +50,9 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Make sampling repeatable.")] = None,
     memory: Annotated[
         str | None,
-        typer.Option(help="Memory of the whole process, such as 8G; 70 % of what is free if not given."),
+        typer.Option(
+            help="Memory of the whole process, such as 8G; 70 % of what is free if not given."
+        ),
     ] = None,
     context: Annotated[
         int | None, typer.Option(help="Longest sequence in tokens; 8192 or the model's limit.")
@@ -124,7 +126,9 @@ def _looks_like_path(text: str) -> bool:
 
 
 def _render(store: Store, question: str, system: str | None, tools: list[Tool]) -> str:
-    present = {name: store.read_file(name) for name in TEMPLATE_FILES if name in store.manifest.files}
+    present = {
+        name: store.read_file(name) for name in TEMPLATE_FILES if name in store.manifest.files
+    }
     template = ChatTemplate.from_files(present)
     if template is None:
         raise UsageError("the store has no chat template: use --raw")
@@ -132,9 +136,7 @@ def _render(store: Store, question: str, system: str | None, tools: list[Tool]) 
     return template.render([*messages, {"role": "user", "content": question}], tools)
 
 
-def _document(
-    engine: Engine, figures: Generation, text: str, tools: list[Tool]
-) -> dict[str, Any]:
+def _document(engine: Engine, figures: Generation, text: str, tools: list[Tool]) -> dict[str, Any]:
     _, calls = parse_tool_calls(text, tools)
     return {
         "text": text,

@@ -23,7 +23,6 @@ from headgate.convert.checkpoint import Checkpoint
 from headgate.convert.floats import FloatSource
 from headgate.convert.mlx import MlxSource, quantization_settings
 from headgate.convert.names import Names, Skipped, resolve
-from headgate.convert.record import build_record
 from headgate.convert.source import CodedTensor, ConvertOptions, Source
 from headgate.errors import CheckpointError
 from headgate.models import ModelConfig, parse_config
@@ -32,6 +31,7 @@ from headgate.store import safetensors
 from headgate.store.layout import RecordLayout
 from headgate.store.manifest import VERSION, FileEntry, Manifest
 from headgate.store.reader import CHECKSUM_FILE, PLAN_FILE
+from headgate.store.record import build_record
 from headgate.store.writer import StoreWriter, check_free_space
 
 #: Raise it when the same checkpoint and options would give other bytes than before.

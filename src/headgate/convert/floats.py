@@ -12,16 +12,21 @@ from headgate.convert.names import Names, check_shapes, dense_shape, expert_shap
 from headgate.convert.source import (
     CodedTensor,
     ConvertOptions,
-    Expert,
     PlainTensor,
     Tensors,
     require_finite,
 )
+from headgate.errors import CheckpointError
 from headgate.models import ModelConfig, TensorSpec
 from headgate.quant import AffineMatrix, Half, Quantizer
+from headgate.quant.affine import Floats
 from headgate.quant.halves import from_float
 from headgate.store.layout import MATRICES, ExpertFormat, Matrix
 from headgate.store.manifest import DenseMatrix
+from headgate.store.record import Expert
+
+#: Beyond this the squared errors that the quantiser compares overflow.
+LARGEST_WEIGHT = 1e15
 
 
 class FloatSource:
@@ -105,20 +110,27 @@ class FloatSource:
     def _outcome(self, raw: Raw, dtype: str, what: str) -> AffineMatrix | Raw:
         e = self.experts
         if e.bits != 16:
-            return self._quantizer.quantize(to_float32(raw, dtype), e.bits, e.group_size)
+            return self._quantize(to_float32(raw, dtype), e.bits, e.group_size, what)
         if dtype == e.half.upper():
             return raw
         rounded = from_float(to_float32(raw, dtype), e.half)
         require_finite(rounded, e.half.upper(), f"rounded to {e.half}, {what}")
         return rounded
 
+    def _quantize(
+        self, weights: Floats, bits: int, group_size: int, what: str, nested: bool = True
+    ) -> AffineMatrix:
+        largest = float(max(weights.max(), -weights.min()))
+        if largest > LARGEST_WEIGHT:
+            raise CheckpointError(f"{what} holds a weight of {largest:.3g}, too large to quantise")
+        return self._quantizer.quantize(weights, bits, group_size, nested)
+
     def dense_rows(self, name: str, start: int, rows: int) -> AffineMatrix | npt.NDArray[Any]:
         """See :meth:`Source.dense_rows`."""
         kept, spec = self.dense[name], self._specs[name]
         if isinstance(kept, CodedTensor):
             weights = self._tensors.float_rows(name, start, rows)
-            return self._quantizer.quantize(
-                weights, kept.entry.bits, kept.entry.group_size, nested=False
-            )
+            bits, group_size = kept.entry.bits, kept.entry.group_size
+            return self._quantize(weights, bits, group_size, f"tensor {name}", nested=False)
         one = spec.zero_centred and self._layout != "stacked"
         return self._tensors.plain_rows(name, spec, start, rows, add=1.0 if one else 0.0)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from headgate.convert.checkpoint import Checkpoint, require_float
 from headgate.convert.names import Names, Shape, check_shapes, dense_shape, expert_shapes
-from headgate.convert.source import CodedTensor, ConvertOptions, Expert, PlainTensor, Tensors
+from headgate.convert.source import CodedTensor, ConvertOptions, PlainTensor, Tensors
 from headgate.errors import CheckpointError
 from headgate.models import ModelConfig, TensorSpec
 from headgate.quant import AffineMatrix, Half, padded_columns
@@ -28,6 +28,7 @@ from headgate.quant.halves import from_float, to_float
 from headgate.quant.planes import GROUP_SIZES, Codes
 from headgate.store.layout import MATRICES, ExpertFormat
 from headgate.store.manifest import DenseMatrix
+from headgate.store.record import Expert
 
 #: bits of the source -> bits of the store
 STORED = {2: 2, 3: 3, 4: 4, 5: 8, 6: 8, 8: 8}

@@ -16,13 +16,12 @@ from headgate.models import TensorSpec
 from headgate.quant import AffineMatrix, padded_columns, planes_of
 from headgate.quant.affine import Floats
 from headgate.quant.planes import GROUP_SIZES, PLANES
-from headgate.store.layout import STORED_BITS, ExpertFormat, Matrix
+from headgate.store.layout import STORED_BITS, ExpertFormat
 from headgate.store.manifest import DenseMatrix
+from headgate.store.record import Expert
 from headgate.store.safetensors import TensorInfo
 
 DENSE_BITS = (8, 16)
-#: An expert's matrices: codes, or uint16 [rows, columns] bit patterns at 16 bits.
-Expert = dict[Matrix, AffineMatrix | npt.NDArray[np.uint16]]
 #: bits of an exponent of all ones: NaN or infinity
 _EXPONENT = {"BF16": 0x7F80, "F16": 0x7C00}
 

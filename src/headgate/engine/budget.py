@@ -21,6 +21,11 @@ PROMPT_CHUNKS = (256, 128, 64, 32, 16)
 #: Never take more than this of what the machine has free, unless told to.
 DEFAULT_SHARE = 0.7
 
+CGROUP_LIMITS = (
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+)
+
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?B)?", re.IGNORECASE)
 
 
@@ -53,12 +58,9 @@ def resident_bytes() -> int:
 
 def peak_bytes() -> int:
     """Largest resident memory of this process so far."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
+    peak = _kernel_figure("/proc/self/status", "VmHWM:")
+    if peak is not None:
+        return peak
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -66,22 +68,28 @@ def peak_bytes() -> int:
 def available_bytes() -> int:
     """Memory that this process could still take, by the kernel's own estimate and
     the limit of its control group."""
-    found = []
+    free = _kernel_figure("/proc/meminfo", "MemAvailable:")
+    if free is None:
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    limits = [_number(path) for path in CGROUP_LIMITS]
+    return min([free, *[limit for limit in limits if limit is not None]])
+
+
+def _kernel_figure(path: str, key: str) -> int | None:
+    """A line ``key N kB`` of a file of the kernel, in bytes."""
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
+        lines = Path(path).read_text().splitlines()
     except OSError:
-        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
-    for path in (
-        "/sys/fs/cgroup/memory.max",
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-    ):
-        try:
-            found.append(int(Path(path).read_text()))
-        except (OSError, ValueError):
-            continue
-    return min(found)
+        return None
+    found = [line.split()[1] for line in lines if line.startswith(key)]
+    return int(found[0]) * 1024 if found else None
+
+
+def _number(path: str) -> int | None:
+    try:
+        return int(Path(path).read_text())
+    except (OSError, ValueError):  # no such group, or "max"
+        return None
 
 
 @dataclass(frozen=True)
@@ -168,5 +176,7 @@ def scratch_bytes(config: ModelConfig, chunk: int, k: int) -> int:
     """float32 activations alive at once while a chunk of tokens goes through a layer,
     counted generously, and the sampler's copies of the logits."""
     widest = config.activation_width
-    per_token = 4 * (2 * widest + (k + 8) * config.hidden_size) + 8 * k * config.moe_intermediate_size
+    per_token = (
+        4 * (2 * widest + (k + 8) * config.hidden_size) + 8 * k * config.moe_intermediate_size
+    )
     return chunk * per_token + 40 * config.vocab_size

@@ -46,7 +46,9 @@ class Engine:
         exact_activations: bool = False,
     ) -> None:
         self.store = store
-        self.config = parse_config({**store.manifest.config, "model_type": store.manifest.model_type})
+        self.config = parse_config(
+            {**store.manifest.config, "model_type": store.manifest.model_type}
+        )
         self._check_store()
         k = self._experts_per_token(experts_per_token)
         bits = store.manifest.experts.bits if expert_bits is None else expert_bits
@@ -174,7 +176,11 @@ class Engine:
 
 def _threads(asked: int | None) -> int:
     if asked is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
     if not 1 <= asked <= 1024:
         raise UsageError(f"threads is {asked}, expected 1..1024")
     return asked

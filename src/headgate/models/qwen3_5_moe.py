@@ -199,9 +199,7 @@ class Qwen35Moe:
         request = experts.request(number, ids)
         # The shared expert is multiplied while the routed ones are being read.
         inner = ops.silu_mul(
-            *ops.linear(
-                h, layer["mlp.shared_expert.gate_proj"], layer["mlp.shared_expert.up_proj"]
-            )
+            *ops.linear(h, layer["mlp.shared_expert.gate_proj"], layer["mlp.shared_expert.up_proj"])
         )
         (shared,) = ops.linear(inner, layer["mlp.shared_expert.down_proj"])
         return experts.compute(request, h, weights, ops.add_gated(x, shared, gate))

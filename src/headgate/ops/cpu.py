@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ from headgate.ops.interface import (
 )
 from headgate.ops.reference import rotary_angles
 from headgate.ops.weights import as_float
-from headgate.store.layout import MATRICES, Matrix, RecordLayout
+from headgate.store.layout import MATRICES, RecordLayout
 
 Floats = npt.NDArray[np.float32]
 
@@ -83,9 +84,7 @@ class CpuOps:
 
     def linear(self, x: Floats, *matrices: CpuMatrix, exact: bool = False) -> tuple[Floats, ...]:
         natives = [matrix.native for matrix in matrices]
-        return tuple(
-            _native.linear(self._pool, self._products, x, natives, exact or self._exact)
-        )
+        return tuple(_native.linear(self._pool, self._products, x, natives, exact or self._exact))
 
     def rms_norm(self, x: Floats, weight: Floats, eps: float) -> Floats:
         return self._floats.rms_norm(self._pool, x, weight, eps)
@@ -218,10 +217,10 @@ def _quantized(weight: QuantWeight) -> _native.Matrix:
 
 def _expert_layout(layout: RecordLayout, bits: int) -> _native.ExpertLayout:
     f = layout.format
-    offsets: dict[Matrix, dict[str, int]] = {matrix: {} for matrix in MATRICES}
+    offsets: dict[str, dict[str, int]] = {matrix: {} for matrix in MATRICES}
     for (matrix, piece), (offset, _) in layout.pieces.items():
         offsets[matrix]["data" if piece == "weights" else piece] = offset
-    common = {
+    common: dict[str, Any] = {
         "hidden": f.hidden_size,
         "inter": f.intermediate_size,
         "prefix_bytes": layout.prefix_bytes(bits),

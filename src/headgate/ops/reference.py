@@ -16,15 +16,15 @@ from headgate.ops.interface import (
     Ints,
     Weight,
 )
-from headgate.ops.records import record_matrices
 from headgate.ops.weights import as_float
 from headgate.store.layout import RecordLayout
+from headgate.store.record import record_matrices
 
 Floats = npt.NDArray[np.float32]
 
 
 def sigmoid(x: Floats) -> Floats:
-    return np.exp(-np.logaddexp(np.float32(0), -x))
+    return np.asarray(np.exp(-np.logaddexp(np.float32(0), -x)), np.float32)
 
 
 def silu(x: Floats) -> Floats:
@@ -32,20 +32,20 @@ def silu(x: Floats) -> Floats:
 
 
 def softplus(x: Floats) -> Floats:
-    return np.logaddexp(np.float32(0), x)
+    return np.asarray(np.logaddexp(np.float32(0), x), np.float32)
 
 
 def softmax(x: Floats) -> Floats:
     e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
+    return np.asarray(e / e.sum(-1, keepdims=True), np.float32)
 
 
 def rms(x: Floats, eps: float) -> Floats:
-    return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + np.float32(eps))
+    return np.asarray(x / np.sqrt(np.mean(x * x, -1, keepdims=True) + np.float32(eps)), np.float32)
 
 
 def l2(x: Floats) -> Floats:
-    return x / np.sqrt(np.sum(x * x, -1, keepdims=True) + np.float32(1e-6))
+    return np.asarray(x / np.sqrt(np.sum(x * x, -1, keepdims=True) + np.float32(1e-6)), np.float32)
 
 
 def rotary_angles(
@@ -86,7 +86,7 @@ class ReferenceOps:
         return np.zeros(shape, np.float32)
 
     def embed(self, table: Floats, ids: Sequence[int]) -> Floats:
-        return table[np.asarray(ids)]
+        return np.asarray(table[np.asarray(ids)])
 
     def linear(self, x: Floats, *matrices: Floats, exact: bool = False) -> tuple[Floats, ...]:
         return tuple(x @ w.T for w in matrices)
@@ -124,13 +124,9 @@ class ReferenceOps:
         T, heads, kv, hd = len(q), shape.heads, shape.kv_heads, shape.head_dim
         q = q.reshape(T, heads, -1)
         q, gate = q[..., :hd], q[..., hd:]
-        cos, sin = rotary_angles(
-            np.arange(start, start + T), shape.rotary_dim, shape.rope_theta
-        )
+        cos, sin = rotary_angles(np.arange(start, start + T), shape.rotary_dim, shape.rope_theta)
         q = rotate(rms(q, shape.eps) * q_norm, cos, sin)
-        k_cache[start : start + T] = rotate(
-            rms(k.reshape(T, kv, hd), shape.eps) * k_norm, cos, sin
-        )
+        k_cache[start : start + T] = rotate(rms(k.reshape(T, kv, hd), shape.eps) * k_norm, cos, sin)
         v_cache[start : start + T] = v.reshape(T, kv, hd)
         keys, values = k_cache[: start + T], v_cache[: start + T]
         q = q.reshape(T, kv, heads // kv, hd)
@@ -160,7 +156,8 @@ class ReferenceOps:
         nk, nv, dk, dv = shape.key_heads, shape.value_heads, shape.key_dim, shape.value_dim
         window = np.concatenate([conv_state.T, qkv])
         conv_state[:] = window[T:].T
-        c = silu(sum(window[i : i + T] * conv_weight[:, i] for i in range(width)))
+        taps = [window[i : i + T] * conv_weight[:, i] for i in range(width)]
+        c = silu(np.sum(taps, axis=0))
         q, k, v = np.split(c, [nk * dk, 2 * nk * dk], axis=1)
         q = l2(q.reshape(T, nk, dk)) / np.sqrt(np.float32(dk))
         q, k = (np.repeat(x, nv // nk, axis=1) for x in (q, l2(k.reshape(T, nk, dk))))
@@ -231,4 +228,4 @@ def delta_rule_chunk(
     fresh = u - w @ state
     out = (np.exp(G)[:, None] * q) @ state + np.tril(q @ k.T * D) @ fresh
     state[:] = np.exp(G[-1]) * state + (np.exp(G[-1] - G)[:, None] * k).T @ fresh
-    return out
+    return np.asarray(out)

@@ -105,7 +105,7 @@ def dequantize(matrix: AffineMatrix, bits: int | None = None) -> Floats:
 
 def grouped(weights: Floats, group_size: int) -> tuple[Floats, int]:
     """[rows, columns] to padded groups [rows * groups, group_size], and columns."""
-    rows, columns = weights.shape
+    columns = weights.shape[1]
     padded = padded_columns(columns, group_size)
     if padded != columns:
         # The last weight repeated, so that padding does not stretch a group's range.
@@ -131,12 +131,13 @@ def assemble(
 
 
 def _codes(groups: Floats, s: Floats, b: Floats, top: int) -> Codes:
-    return np.clip(np.rint((groups - b) / s), 0, top).astype(np.uint8)
+    return np.asarray(np.clip(np.rint((groups - b) / s), 0, top), np.uint8)
 
 
 def _level(codes: Codes, stored: int, used: int) -> Floats:
     step = 2 ** (stored - used)
-    return (codes >> (stored - used)).astype(np.float32) * step + np.float32((step - 1) / 2)
+    cell = (codes >> (stored - used)).astype(np.float32)
+    return np.asarray(cell * step + np.float32((step - 1) / 2), np.float32)
 
 
 def _fit(

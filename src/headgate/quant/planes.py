@@ -59,14 +59,15 @@ def pack(codes: Codes, bits: int) -> Planes:
     block = codes.reshape(rows, columns // BLOCK, BLOCK)
     out: Planes = {}
     top = (block >> (bits - 2)).reshape(rows, -1, 4, 16)
-    out["q2"] = top[:, :, 0] | top[:, :, 1] << 2 | top[:, :, 2] << 4 | top[:, :, 3] << 6
+    packed = top[:, :, 0] | top[:, :, 1] << 2 | top[:, :, 2] << 4 | top[:, :, 3] << 6
+    out["q2"] = packed.astype(np.uint8)
     for plane, reached in (("q3", 3), ("q4", 4)):
         if bits >= reached:
             bit = (block >> (bits - reached)) & 1
             out[plane] = np.packbits(bit, axis=-1, bitorder="little")  # type: ignore[index]
     if bits >= 8:
         low = block & 15
-        out["q8"] = low[:, :, :32] | low[:, :, 32:] << 4
+        out["q8"] = (low[:, :, :32] | low[:, :, 32:] << 4).astype(np.uint8)
     return {plane: np.ascontiguousarray(data.reshape(rows, -1)) for plane, data in out.items()}
 
 
@@ -78,13 +79,14 @@ def unpack(planes: Planes, bits: int) -> Codes:
         the stored precision, its leading bits when it is less.
     """
     rows = planes["q2"].shape[0]
+    one = np.uint8(1)
     packed = planes["q2"].reshape(rows, -1, 16)
     codes = np.concatenate([(packed >> shift) & 3 for shift in (0, 2, 4, 6)], axis=-1)
     for plane, reached in (("q3", 3), ("q4", 4)):
         if bits >= reached:
             data = planes[plane].reshape(rows, -1, 8)  # type: ignore[index]
-            codes = codes << 1 | np.unpackbits(data, axis=-1, bitorder="little")
+            codes = codes << one | np.unpackbits(data, axis=-1, bitorder="little")
     if bits >= 8:
         low = planes["q8"].reshape(rows, -1, 32)
-        codes = codes << 4 | np.concatenate([low & 15, low >> 4], axis=-1)
+        codes = codes << np.uint8(4) | np.concatenate([low & 15, low >> 4], axis=-1)
     return codes.reshape(rows, -1)

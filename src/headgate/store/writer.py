@@ -122,20 +122,23 @@ class StoreWriter:
             side.truncate(good * 4 * len(segments))
         return good
 
-    def write_layer(self, layer: int, records: Iterable[Bytes]) -> None:
+    def write_layer(self, layer: int, records: Iterable[Bytes], direct: bool = False) -> None:
         """Append records to those that :meth:`written_records` found.
 
         Args:
-            records: uint8 [stride], one per missing expert in order.
+            records: uint8 [stride] or [n, stride], the missing experts in order.
+            direct: bypass the page cache where the file system allows it; every array
+                must then start on a multiple of 4096 in memory.
         """
         data, sums = self._layer_paths(layer)
-        with _disk(data), data.open("ab") as file, sums.open("ab") as side:
-            for record in records:
-                file.write(record.data)
-                file.flush()
-                side.write(_record_checksums(record.data, self.layout.segments))
+        stride, segments = self.layout.stride, self.layout.segments
+        with _disk(data), _append(data, direct) as file, sums.open("ab") as side:
+            for batch in records:
+                _write_all(file, batch.reshape(-1))
+                for record in batch.reshape(-1, stride):
+                    side.write(_record_checksums(record.data, segments))
                 side.flush()
-            os.fsync(file.fileno())
+            os.fsync(file)
             os.fsync(side.fileno())
 
     def _layer_paths(self, layer: int) -> tuple[Path, Path]:
@@ -241,6 +244,28 @@ def check_free_space(out: Path, needed: int) -> None:
             f"the store needs {(needed - there) / 1e9:.2f} GB of disk, "
             f"{folder} has {free / 1e9:.2f} GB free"
         )
+
+
+@contextmanager
+def _append(path: Path, direct: bool) -> Iterator[int]:
+    """A descriptor that writes at the end of ``path``."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    try:
+        file = os.open(path, flags | (getattr(os, "O_DIRECT", 0) if direct else 0), 0o666)
+    except OSError as error:
+        if not direct or error.errno != errno.EINVAL:
+            raise
+        file = os.open(path, flags, 0o666)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def _write_all(file: int, data: Bytes) -> None:
+    done = 0
+    while done < data.nbytes:
+        done += os.write(file, data[done:].data)
 
 
 def _record_checksums(record: Any, segments: Iterable[Any]) -> bytes:

@@ -102,7 +102,9 @@ class ExpertStream:
         index = self._index_of[layer]
         if self._open is not None:  # its caller was interrupted before computing
             self._abandon(self._open)
-        self._open = request = Request(index, (ids.shape[0], ids.shape[1]), experts.tolist(), order, splits)
+        self._open = request = Request(
+            index, (ids.shape[0], ids.shape[1]), experts.tolist(), order, splits
+        )
         for i, expert in enumerate(request.experts):
             slot = self.residency.hit((index, expert))
             if slot is None:
@@ -182,7 +184,10 @@ class ExpertStream:
             return
         record = self._memory[slot * self._record_bytes : (slot + 1) * self._record_bytes]
         for number, segment in enumerate(self._segments):
-            if crc32c(record[segment.offset : segment.end]) != self.store.checksums[key[0], key[1], number]:
+            if (
+                crc32c(record[segment.offset : segment.end])
+                != self.store.checksums[key[0], key[1], number]
+            ):
                 raise DamagedStore(
                     f"{self._describe(key, number)} is damaged: its checksum does not match; "
                     "run `headgate verify` to find all damage, and convert again to repair it"

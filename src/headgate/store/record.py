@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from headgate.convert.source import Expert
-from headgate.quant import AffineMatrix, Planes, Quantizer, planes_of, unpack
+from headgate.quant import AffineMatrix, Planes, Quantizer, dequantize, planes_of, unpack
+from headgate.quant.halves import to_float
 from headgate.store.layout import MATRICES, Matrix, RecordLayout
 
 Bytes = npt.NDArray[np.uint8]
+
+#: an expert's matrices: quantised, or at 16 bits plain bit patterns [rows, columns]
+Expert = dict[Matrix, AffineMatrix | npt.NDArray[np.uint16]]
 
 
 def build_record(layout: RecordLayout, expert: Expert, quantizer: Quantizer) -> Bytes:
@@ -48,6 +51,19 @@ def read_record(layout: RecordLayout, record: Bytes, bits: int) -> Expert:
             for m in MATRICES
         }
     return {m: _coded(layout, record, m, bits) for m in MATRICES}
+
+
+def record_matrices(
+    layout: RecordLayout, record: Bytes, bits: int
+) -> dict[Matrix, npt.NDArray[np.float32]]:
+    """As :func:`read_record`, dequantised: gate, up [intermediate, hidden] and down
+    [hidden, intermediate], float32."""
+    return {
+        matrix: dequantize(found, bits)
+        if isinstance(found, AffineMatrix)
+        else to_float(found, layout.format.half)
+        for matrix, found in read_record(layout, record, bits).items()
+    }
 
 
 def _coded(layout: RecordLayout, record: Bytes, matrix: Matrix, bits: int) -> AffineMatrix:

@@ -1,0 +1,1 @@
+"""Measuring: synthetic stores, route traces, and what the machine can do."""
