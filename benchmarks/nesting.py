@@ -41,6 +41,11 @@ class MemoryExperts:
     def __init__(self, experts: Experts) -> None:
         self.experts = experts
 
+    wants_suggestions = False
+
+    def suggest(self, layer: int, ids: npt.NDArray[np.int32]) -> None:
+        """Everything is in memory."""
+
     def request(self, layer: int, ids: npt.NDArray[np.int32]) -> Any:
         return layer, ids
 

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from headgate.engine import Engine
 from headgate.errors import DamagedStore
 from headgate.ops import ExpertBatch, load_ops
 from headgate.store import Store
-from headgate.stream import ExpertStream
+from headgate.stream import ExpertStream, StreamOptions
 from tests.conftest import DemoStore
 
 
@@ -96,3 +97,66 @@ def test_request_whose_caller_was_interrupted_is_forgotten(demo_store: DemoStore
     stream.request(3, np.array([[5, 9, 11]], np.int32))
     stream.request(2, np.array([[5, 1, 2]], np.int32))
     assert np.array_equal(stream.compute(stream.request(3, ids), x, weights, x), expected)
+
+
+@pytest.mark.parametrize("slots", [9, 24, 200])
+def test_lookahead_changes_reads_but_not_the_text(demo_store: DemoStore, slots: int) -> None:
+    prompt = [1, 50, 300, 77]
+    texts, streams = [], []
+    for cap in (0, 1 << 20):
+        engine = Engine.load(demo_store(4, 8), stream=StreamOptions(lookahead=cap))
+        record = engine.store.layout.prefix_bytes(4)
+        engine.experts = ExpertStream(
+            engine.store, engine.ops, slots, 4, StreamOptions(lookahead=cap)
+        )
+        texts.append(list(engine.new_session().generate(prompt, 60, stop=frozenset())))
+        streams.append(engine.experts)
+        # Reads that nobody waits for may still be on their way.
+        engine.experts.reader.drain()
+        stats = engine.experts.stats
+        assert stats.bytes_read % record == 0
+    assert texts[0] == texts[1]
+    assert streams[0].stats.ahead_reads == 0 and streams[1].stats.ahead_used > 0
+
+
+def test_lookahead_that_wastes_switches_itself_off(demo_store: DemoStore) -> None:
+    store, ops = Store.open(demo_store(4, 8)), load_ops()
+    stream = ExpertStream(store, ops, 64, 4, StreamOptions(lookahead=1 << 20))
+    x, weights = np.ones((1, 256), np.float32), np.ones((1, 4), np.float32)
+    for step in range(60):
+        if not stream.wants_suggestions:
+            break
+        layer = step % 8
+        stream.suggest(layer, np.arange(8, dtype=np.int32))
+        request = stream.request(layer, np.arange(20, 24, dtype=np.int32)[None])
+        stream.compute(request, x, weights, x)
+    assert not stream.wants_suggestions
+    # What was on its way is still accounted for.
+    request = stream.request(0, np.arange(4, dtype=np.int32)[None])
+    clean = ExpertStream(store, ops, 8, 4)
+    expected = clean.compute(clean.request(0, np.arange(4, dtype=np.int32)[None]), x, weights, x)
+    assert np.array_equal(stream.compute(request, x, weights, x), expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        StreamOptions(read_mode="buffered"),
+        StreamOptions(read_mode="mmap"),
+        StreamOptions(cache=False),
+        StreamOptions(overlap=False),
+        StreamOptions(chunk_bytes=4096, depth=3),
+        StreamOptions(throttle=50e6),
+    ],
+    ids=str,
+)
+def test_every_mechanism_can_be_turned_off(demo_store: DemoStore, options: StreamOptions) -> None:
+    prompt = [1, 50, 300, 77]
+    texts = []
+    for chosen in (StreamOptions(), options):
+        engine = Engine.load(demo_store(4, 8), stream=chosen)
+        engine.experts = ExpertStream(engine.store, engine.ops, 24, 4, chosen)
+        texts.append(list(engine.new_session().generate(prompt, 12, stop=frozenset())))
+        if not chosen.cache:
+            assert engine.experts.stats.hits == 0 and len(engine.experts.residency) == 0
+    assert texts[0] == texts[1]

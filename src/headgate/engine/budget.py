@@ -125,7 +125,13 @@ class Budget:
 
 
 def plan_budget(
-    store: Store, config: ModelConfig, memory: int | None, context: int, k: int, bits: int
+    store: Store,
+    config: ModelConfig,
+    memory: int | None,
+    context: int,
+    k: int,
+    bits: int,
+    prompt_chunk: int | None = None,
 ) -> Budget:
     """Divide ``memory`` (None: a share of what is free) for one sequence.
 
@@ -139,7 +145,8 @@ def plan_budget(
     fixed = process + store.dense_bytes + config.state_bytes(context)
     if memory is None:
         memory = resident_bytes() + int(DEFAULT_SHARE * available_bytes())
-    smallest_chunk = PROMPT_CHUNKS[-1]
+    chunks = PROMPT_CHUNKS if prompt_chunk is None else (prompt_chunk,)
+    smallest_chunk = chunks[-1]
     smallest = fixed + scratch_bytes(config, smallest_chunk, k) + k * record
     if memory < smallest:
         smallest = -(-smallest // MIB) * MIB
@@ -153,7 +160,7 @@ def plan_budget(
     chunk = next(
         (
             size
-            for size in PROMPT_CHUNKS
+            for size in chunks
             # Activations may take an eighth of what experts could have.
             if scratch_bytes(config, size, k) <= (memory - fixed) // 8
         ),

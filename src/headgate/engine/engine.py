@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from headgate.engine.budget import Budget, plan_budget
 from headgate.engine.session import Session
 from headgate.errors import StoreError, UsageError
 from headgate.models import load_model, parse_config
-from headgate.ops import Weight, load_ops
+from headgate.ops import Ops, Weight, load_ops
 from headgate.ops.weights import plain_weight, quant_weight
 from headgate.store import Store
-from headgate.stream import ExpertStream
+from headgate.stream import ExpertStream, StreamOptions
 
 DEFAULT_CONTEXT = 8192
 
@@ -42,8 +43,11 @@ class Engine:
         expert_bits: int | None = None,
         threads: int | None = None,
         context: int | None = None,
+        prompt_chunk: int | None = None,
+        stream: StreamOptions | None = None,
         backend: str = "cpu",
         exact_activations: bool = False,
+        instrument: Callable[[Ops], Ops] | None = None,
     ) -> None:
         self.store = store
         self.config = parse_config(
@@ -57,10 +61,13 @@ class Engine:
         self.lossy = self._lossy(k, bits)
         # Parsed first so that the budget sees what it takes.
         self.stop_ids, self.allowed_tokens = self._stop_ids(), self._allowed_tokens()
-        self.budget: Budget = plan_budget(store, self.config, memory, self.context, k, bits)
-        self.ops = load_ops(backend, _threads(threads), exact_activations)
+        self.budget: Budget = plan_budget(
+            store, self.config, memory, self.context, k, bits, prompt_chunk
+        )
+        ops = load_ops(backend, _threads(threads), exact_activations)
+        self.ops = ops if instrument is None else instrument(ops)
         self.model = load_model(self.config, self._dense_weights(), self.ops, k)
-        self.experts = ExpertStream(store, self.ops, self.budget.slots, bits)
+        self.experts = ExpertStream(store, self.ops, self.budget.slots, bits, stream)
 
     @classmethod
     def load(cls, store: Path | str, **options: Any) -> Engine:
@@ -74,9 +81,13 @@ class Engine:
             expert_bits: fewer than the store's is lossy.
             threads: to multiply on; one per core unless given.
             context: tokens of a sequence.
+            prompt_chunk: tokens of a prompt that are processed together; chosen by the
+                budget unless given.
+            stream: how experts are read and kept.
             backend: ``cpu`` or ``reference``.
             exact_activations: float32 instead of int8 activations against quantised
                 weights.
+            instrument: wraps the operations, to time them.
 
         Raises:
             StoreError: the store is missing, incomplete, damaged or malformed.

@@ -197,9 +197,18 @@ class Qwen35Moe:
         logits, gate = ops.linear(h, layer["mlp.gate"], layer["mlp.shared_expert_gate"], exact=True)
         ids, weights = ops.route(logits, self.experts_per_token)
         request = experts.request(number, ids)
+        if len(ids) == 1 and experts.wants_suggestions and number + 1 < len(self._layers):
+            self._suggest(x, number + 1, experts)
         # The shared expert is multiplied while the routed ones are being read.
         inner = ops.silu_mul(
             *ops.linear(h, layer["mlp.shared_expert.gate_proj"], layer["mlp.shared_expert.up_proj"])
         )
         (shared,) = ops.linear(inner, layer["mlp.shared_expert.down_proj"])
         return experts.compute(request, h, weights, ops.add_gated(x, shared, gate))
+
+    def _suggest(self, x: Array, number: int, experts: ExpertSource) -> None:
+        """A guess at a later layer's routing: its router on this layer's hidden state."""
+        layer, ops = self._layers[number], self.ops
+        h = ops.rms_norm(x, layer["post_attention_layernorm"], self.config.rms_norm_eps)
+        (logits,) = ops.linear(h, layer["mlp.gate"], exact=True)
+        experts.suggest(number, ops.route(logits, self.experts_per_token)[0][0])

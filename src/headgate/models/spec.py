@@ -99,6 +99,17 @@ class ExpertSource(Protocol):
             ids: [T, K], the routed experts of each token.
         """
 
+    @property
+    def wants_suggestions(self) -> bool:
+        """Whether :meth:`suggest` would do anything."""
+
+    def suggest(self, layer: int, ids: npt.NDArray[np.int32]) -> None:
+        """Say which experts a later layer will probably need, likeliest first.
+
+        Args:
+            ids: [K].
+        """
+
     def compute(self, request: Any, x: Any, weights: Any, base: Any) -> Any:
         """base + the weighted sum of the requested experts' outputs for x.
 

@@ -10,28 +10,20 @@ order, so the result does not depend on what was in memory or which read was fir
 
 from __future__ import annotations
 
-import os
-import sys
 from collections import deque
 from dataclasses import dataclass, field
+from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
 
-from headgate._native import AlignedBuffer, ReadQueue, crc32c
-from headgate.errors import DamagedStore, StoreError
 from headgate.ops import Array, ExpertBatch, Ops
 from headgate.store import Store
-from headgate.stream.residency import LRU, Key, Policy, Residency
-
-
-@dataclass
-class StreamStats:
-    """Counts since the stream was opened."""
-
-    hits: int = 0
-    misses: int = 0
-    bytes_read: int = 0
+from headgate.stream.lookahead import Lookahead
+from headgate.stream.options import StreamOptions, StreamStats
+from headgate.stream.policies import make_policy
+from headgate.stream.reader import Read, RecordReader
+from headgate.stream.residency import Residency
 
 
 @dataclass
@@ -49,7 +41,7 @@ class Request:
     splits: npt.NDArray[np.int32]
     resident: list[tuple[int, int]] = field(default_factory=list)  # (i, slot)
     waiting: deque[int] = field(default_factory=deque)  # i, not submitted yet
-    reading: dict[int, int] = field(default_factory=dict)  # i -> slot
+    reading: dict[int, Read] = field(default_factory=dict)  # by expert
 
 
 class ExpertStream:
@@ -58,36 +50,25 @@ class ExpertStream:
     Args:
         slots: experts that the cache holds, at least 1.
         bits: precision to read experts at.
-        policy: what to evict; LRU unless told otherwise.
     """
 
     def __init__(
-        self, store: Store, ops: Ops, slots: int, bits: int, policy: Policy | None = None
+        self,
+        store: Store,
+        ops: Ops,
+        slots: int,
+        bits: int,
+        options: StreamOptions | None = None,
     ) -> None:
         self.store, self.ops, self.bits = store, ops, bits
+        self.options = options or StreamOptions()
         self.stats = StreamStats()
-        self.residency = Residency(slots, policy or LRU())
-        self._record_bytes = store.layout.prefix_bytes(bits)
-        self._segments = store.layout.prefix(bits)
-        self._arena = AlignedBuffer(slots * self._record_bytes, True)
-        self._memory = self._arena.array()
-        self._queue = ReadQueue()
-        self._target = self._queue.add_buffer(self._arena)
-        self._files = [
-            self._queue.add_file(str(store.expert_path(layer))) for layer in store.manifest.layers
-        ]
-        if not all(self._queue.file_is_direct(file) for file in self._files):
-            print(
-                "headgate: note: this file system does not allow direct reads; "
-                "reading through the page cache",
-                file=sys.stderr,
-            )
-        self._index_of = {layer: i for i, layer in enumerate(store.manifest.layers)}
+        self.residency = Residency(slots, make_policy(self.options.policy, slots))
+        self.reader = RecordReader(store, slots, bits, self.options)
+        self.ahead = Lookahead(self.residency, self.reader, self.stats, self.options.lookahead)
         self._kernel = ops.expert_kernel(store.layout, bits)
+        self._index_of = {layer: i for i, layer in enumerate(store.manifest.layers)}
         self._open: Request | None = None
-        # A record is checked when it is first read by this process.
-        shape = (len(store.manifest.layers), store.manifest.num_experts)
-        self._checked = np.zeros(shape, np.bool_)
 
     def request(self, layer: int, ids: npt.NDArray[np.int32]) -> Request:
         """Start reading the experts of ``layer`` that are not in memory.
@@ -95,26 +76,40 @@ class ExpertStream:
         Args:
             ids: int32 [T, K].
         """
-        flat = ids.ravel()
+        began = perf_counter()
+        if self._open is not None:  # its caller was interrupted before computing
+            self._abandon(self._open)
+        flat, index = ids.ravel(), self._index_of[layer]
         order = np.argsort(flat, kind="stable").astype(np.int32)
         experts, starts = np.unique(flat[order], return_index=True)
         splits = np.append(starts, len(flat)).astype(np.int32)
-        index = self._index_of[layer]
-        if self._open is not None:  # its caller was interrupted before computing
-            self._abandon(self._open)
-        self._open = request = Request(
-            index, (ids.shape[0], ids.shape[1]), experts.tolist(), order, splits
-        )
+        request = Request(index, (ids.shape[0], ids.shape[1]), experts.tolist(), order, splits)
+        self._open = request
+        under_way = self.ahead.claim(index, request.experts)
         for i, expert in enumerate(request.experts):
+            if expert in under_way:
+                request.reading[expert] = under_way[expert]
+                continue
             slot = self.residency.hit((index, expert))
             if slot is None:
                 request.waiting.append(i)
             else:
                 request.resident.append((i, slot))
-        self.stats.hits += len(request.resident)
+        self.stats.hits += len(request.resident) + len(under_way)
         self.stats.misses += len(request.waiting)
         self._submit(request)
+        self.stats.keep_s += perf_counter() - began
         return request
+
+    def suggest(self, layer: int, ids: npt.NDArray[np.int32]) -> None:
+        """Experts that ``layer`` will probably need, likeliest first: they are read
+        when the drive has nothing else to do."""
+        self.ahead.suggest(self._index_of[layer], ids.tolist())
+
+    @property
+    def wants_suggestions(self) -> bool:
+        """Whether :meth:`suggest` would do anything."""
+        return self.ahead.active
 
     def compute(self, request: Request, x: Array, weights: Array, base: Array) -> Array:
         """base + sum over k of weights[:, k] * expert_k(x).
@@ -127,97 +122,97 @@ class ExpertStream:
                 from it.
             StoreError: a read failed.
         """
+        began, stats = perf_counter(), self.stats
+        waited, computed = stats.wait_s, stats.compute_s
         tokens, k = request.shape
         y = self.ops.empty(tokens * k, self.store.manifest.experts.hidden_size)
         try:
-            self._multiply(request, request.resident, x, y)
+            ready = request.resident
+            if self.options.overlap:
+                self._multiply(request, ready, x, y)
+                ready = []
             while request.reading or request.waiting:
-                done = self._wait(request)
-                self._multiply(request, done, x, y)
+                ready += self._wait(request)
+                blocked = not request.reading and bool(request.waiting)
+                if self.options.overlap or blocked:
+                    self._multiply(request, ready, x, y)
+                    ready = []
                 self._submit(request)
+            self._multiply(request, ready, x, y)
         except BaseException:
             self._abandon(request)
             raise
         self._open = None
-        return self.ops.combine(y, weights, base)
+        if not self.options.cache:
+            self._forget(request)
+        out = self.ops.combine(y, weights, base)
+        stats.layers += 1
+        stats.stalls += stats.wait_s > waited
+        spent = perf_counter() - began
+        stats.keep_s += spent - (stats.wait_s - waited) - (stats.compute_s - computed)
+        return out
 
     def _submit(self, request: Request) -> None:
         reads = []
         while request.waiting:
-            i = request.waiting[0]
-            slot = self.residency.place((request.index, request.experts[i]))
+            expert = request.experts[request.waiting[0]]
+            key = (request.index, expert)
+            slot = self.residency.place(key)
             if slot is None:
                 break
             request.waiting.popleft()
-            request.reading[i] = slot
-            offset = request.experts[i] * self.store.layout.stride
-            reads.append(
-                (
-                    i,
-                    self._files[request.index],
-                    offset,
-                    self._record_bytes,
-                    self._target,
-                    slot * self._record_bytes,
-                    0,
-                )
-            )
+            read = request.reading[expert] = Read(key, slot)
+            reads.append(read)
         if reads:
-            self._queue.submit(reads)
+            self.reader.submit(reads)
 
     def _wait(self, request: Request) -> list[tuple[int, int]]:
-        done = []
-        for i, error, nbytes, _ in self._queue.wait():
+        """(i, slot) of the request's experts whose reads have completed."""
+        done = self.reader.wait(block=False)
+        if not done and request.reading:
+            began = perf_counter()
+            done = self.reader.wait()
+            self.stats.wait_s += perf_counter() - began
+        ready = []
+        for read, nbytes in done:
             self.stats.bytes_read += nbytes
-            key = (request.index, request.experts[i])
-            if error:
-                reason = "the file ends early" if error < 0 else os.strerror(error)
-                raise StoreError(f"cannot read {self._describe(key, 0)}: {reason}")
-            slot = request.reading[i]
-            self._check(key, slot)
-            del request.reading[i]
-            done.append((i, slot))
-        return done
-
-    def _check(self, key: Key, slot: int) -> None:
-        if self._checked[key]:
-            return
-        record = self._memory[slot * self._record_bytes : (slot + 1) * self._record_bytes]
-        for number, segment in enumerate(self._segments):
-            if (
-                crc32c(record[segment.offset : segment.end])
-                != self.store.checksums[key[0], key[1], number]
-            ):
-                raise DamagedStore(
-                    f"{self._describe(key, number)} is damaged: its checksum does not match; "
-                    "run `headgate verify` to find all damage, and convert again to repair it"
-                )
-        self._checked[key] = True
-
-    def _describe(self, key: Key, segment: int) -> str:
-        return self.store.describe(key[0], key[1], segment)
+            mine = read.key[0] == request.index and request.reading.get(read.key[1]) == read
+            if not mine:
+                self.ahead.complete(read)
+                continue
+            self.reader.check(read)
+            del request.reading[read.key[1]]
+            ready.append((request.experts.index(read.key[1]), read.slot))
+        return ready
 
     def _multiply(
         self, request: Request, experts: list[tuple[int, int]], x: Array, y: Array
     ) -> None:
         if not experts:
             return
+        began = perf_counter()
         parts = [request.order[request.splits[i] : request.splits[i + 1]] for i, _ in experts]
         pairs = np.concatenate(parts)
         splits = np.zeros(len(parts) + 1, np.int32)
         np.cumsum([len(part) for part in parts], out=splits[1:])
-        offsets = [slot * self._record_bytes for _, slot in experts]
+        offsets = [slot * self.reader.record_bytes for _, slot in experts]
         batch = ExpertBatch(offsets, splits, pairs // request.shape[1], pairs)
-        self._kernel(self._memory, batch, x, y)
+        self._kernel(self.reader.memory, batch, x, y)
         for i, _ in experts:
             self.residency.unpin((request.index, request.experts[i]))
+        self.stats.compute_s += perf_counter() - began
+
+    def _forget(self, request: Request) -> None:
+        for expert in request.experts:
+            if (request.index, expert) in self.residency:
+                self.residency.forget((request.index, expert))
 
     def _abandon(self, request: Request) -> None:
         """Leave the stream usable after an error or an interrupt."""
-        while self._queue.outstanding:
-            self._queue.wait()
-        for i in request.reading:
-            self.residency.forget((request.index, request.experts[i]))
+        self.reader.drain()
+        self.ahead.abandon()
+        for expert in request.reading:
+            self.residency.forget((request.index, expert))
         for expert in request.experts:
             self.residency.unpin((request.index, expert))
         self._open = None

@@ -1,0 +1,59 @@
+"""How experts are read and kept. The defaults are what measures best; the rest is
+there so that a benchmark can turn one mechanism off at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+ReadMode = Literal["auto", "direct", "buffered", "mmap"]
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """Knobs of the expert stream; none of them changes what is computed.
+
+    Attributes:
+        read_mode: ``auto`` reads past the page cache where the file system allows it;
+            ``mmap`` copies from a mapping, as a baseline.
+        policy: what to evict, a name of :data:`headgate.stream.POLICIES`.
+        cache: False forgets every expert once it has been multiplied.
+        overlap: False waits for all reads of a layer before multiplying anything.
+        lookahead: bytes that may be read ahead for the next layer; 0 for none.
+        chunk_bytes, depth: size and number of the reads in flight; 0 for the queue's own.
+        throttle: bytes per second that reads are limited to; 0 for no limit.
+    """
+
+    read_mode: ReadMode = "auto"
+    policy: str = "lru"
+    cache: bool = True
+    overlap: bool = True
+    lookahead: int = 0
+    chunk_bytes: int = 0
+    depth: int = 0
+    throttle: float = 0.0
+
+
+@dataclass
+class StreamStats:
+    """Counts and seconds since the stream was opened.
+
+    Attributes:
+        hits, misses: routed experts found in memory, and read.
+        bytes_read: of all reads, lookahead included.
+        layers, stalls: requests computed, and those that had to wait for a read.
+        wait_s: blocked on reads. compute_s: multiplying experts. keep_s: deciding,
+            submitting, checking checksums, adding up.
+        ahead_reads, ahead_used: experts read ahead, and those of them then routed to.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    bytes_read: int = 0
+    layers: int = 0
+    stalls: int = 0
+    wait_s: float = 0.0
+    compute_s: float = 0.0
+    keep_s: float = 0.0
+    ahead_reads: int = 0
+    ahead_used: int = 0
