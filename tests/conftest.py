@@ -9,6 +9,7 @@ import pytest
 
 from headgate.convert import ConvertOptions, convert
 from headgate.demo import CHECKPOINT
+from tests.checkpoints import tiny_checkpoint
 
 DemoStore = Callable[..., Path]
 
@@ -25,6 +26,26 @@ def demo_store(tmp_path_factory: pytest.TempPathFactory) -> DemoStore:
         return store
 
     return make
+
+
+@pytest.fixture(scope="session")
+def large_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store whose experts, 144 MiB, are most of what a process could take; its weights
+    are random, its tokenizer the demo's."""
+    folder = tmp_path_factory.mktemp("large")
+    src = tiny_checkpoint(
+        folder / "src",
+        vocab_size=4096,
+        hidden_size=256,
+        moe_intermediate_size=256,
+        num_experts=128,
+        num_experts_per_tok=4,
+        max_position_embeddings=1024,
+    )
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (src / name).write_bytes((CHECKPOINT / name).read_bytes())
+    convert(src, folder / "large.headgate", ConvertOptions(expert_bits=16, dense_bits=16))
+    return folder / "large.headgate"
 
 
 @pytest.fixture(scope="session", autouse=True)

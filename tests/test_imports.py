@@ -14,6 +14,7 @@ ROOT = Path(headgate.__file__).parent
 #: room -> the rooms that it may import from; everyone may import errors and _native
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "paths": set(),
     "quant": set(),
     "store": {"quant"},
     "ops": {"store", "quant"},
@@ -22,9 +23,9 @@ ALLOWED: dict[str, set[str]] = {
     "chat": set(),
     "engine": {"chat", "stream", "models", "ops", "store"},
     "convert": {"models", "store", "quant"},
-    "demo": {"convert"},
-    "measure": {"engine", "stream", "models", "ops", "store", "quant", "convert"},
-    "cli": {"chat", "convert", "demo", "engine", "measure", "models", "store"},
+    "demo": {"convert", "paths"},
+    "measure": {"engine", "stream", "models", "ops", "store", "quant", "convert", "paths"},
+    "cli": {"chat", "convert", "demo", "engine", "measure", "store"},
 }
 
 

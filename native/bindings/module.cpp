@@ -6,6 +6,7 @@ void bind_io(nb::module_& m);
 void bind_quant(nb::module_& m);
 void bind_quantize(nb::module_& m);
 void bind_float(nb::module_& m);
+void bind_probe(nb::module_& m);
 
 NB_MODULE(_native, m) {
   m.doc() = "Reading and multiplying: the compiled core of headgate.";
@@ -13,4 +14,5 @@ NB_MODULE(_native, m) {
   bind_quant(m);
   bind_quantize(m);
   bind_float(m);
+  bind_probe(m);
 }

@@ -11,10 +11,7 @@ from typing import Any
 
 import pytest
 
-from headgate.convert import ConvertOptions, convert
-from headgate.demo import CHECKPOINT
 from headgate.store import Store
-from tests.checkpoints import tiny_checkpoint
 from tests.conftest import DemoStore
 
 TOOLS = [
@@ -90,33 +87,15 @@ def test_raw_prompt_is_not_templated(demo_store: DemoStore) -> None:
     assert raw["finish_reason"] == "length" and raw["generated_tokens"] == 1
 
 
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store whose experts, 144 MiB, are most of what the process could take."""
-    folder = tmp_path_factory.mktemp("large")
-    src = tiny_checkpoint(
-        folder / "src",
-        vocab_size=4096,
-        hidden_size=256,
-        moe_intermediate_size=256,
-        num_experts=128,
-        num_experts_per_tok=4,
-    )
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        (src / name).write_bytes((CHECKPOINT / name).read_bytes())
-    convert(src, folder / "large.headgate", ConvertOptions(expert_bits=16, dense_bits=16))
-    return folder / "large.headgate"
-
-
-def test_peak_memory_stays_within_three_budgets(large: Path) -> None:
-    refused = headgate("run", large, "hi", "--memory", "1M")
+def test_peak_memory_stays_within_three_budgets(large_store: Path) -> None:
+    refused = headgate("run", large_store, "hi", "--memory", "1M")
     smallest = int(re.search(r"smallest that works is (\d+)M", refused.stderr)[1])  # type: ignore[index]
-    experts = Store.open(large).manifest.expert_file_bytes * 3 >> 20
+    experts = Store.open(large_store).manifest.expert_file_bytes * 3 >> 20
     texts, rates = set(), []
     # The estimate of the process differs by a little from run to run.
     for budget in (smallest + 4, smallest + 40, smallest + experts + 40):
         found = document(
-            large, "Tell me a story.", "--max-tokens", 40, "--memory", f"{budget}M",
+            large_store, "Tell me a story.", "--max-tokens", 40, "--memory", f"{budget}M",
             "--context", 128, "--temperature", 0,
         )  # fmt: skip
         assert found["peak_memory_bytes"] <= budget << 20

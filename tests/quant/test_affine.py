@@ -34,15 +34,13 @@ def relative_error(w: Floats, restored: Floats) -> float:
     nested=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_native_search_finds_the_codes_of_the_reference(
+def test_native_search_gives_the_bits_of_the_reference(
     rows: int, columns: int, bits: int, group: int, nested: bool, seed: int
 ) -> None:
     w = weights(seed, rows, columns)
     slow, fast = quantize(w, bits, group, nested), Quantizer(2).quantize(w, bits, group, nested)
-    # Sums in another order may tip a group to a neighbouring candidate.
-    assert (slow.codes != fast.codes).mean() < 0.05
-    a, b = relative_error(w, dequantize(slow)), relative_error(w, dequantize(fast))
-    assert b <= a * 1.02 + 1e-9
+    for part in ("codes", "scales", "biases"):
+        assert np.array_equal(getattr(slow, part), getattr(fast, part))
 
 
 @settings(max_examples=30, deadline=None)

@@ -12,8 +12,12 @@ so every prefix of the planes of :mod:`headgate.quant.planes` is usable.
 s and b minimise the squared error summed over all precisions that the codes
 serve, each weighted by 4**p (the error of a uniform quantiser falls fourfold
 with a bit, so each precision counts for its relative error). The minimum is
-searched from several shrunken ranges; from each, codes and least-squares (s, b)
-are alternated. ``docs/format.md`` has the measured price of nesting.
+searched from several ranges; from each, codes and least-squares (s, b) are
+alternated. ``docs/format.md`` has the measured price of nesting.
+
+The search is defined to the last bit, and the native one gives the same bits on
+every machine: float32 throughout, sums over a group in its order, one rounding
+per operation.
 """
 
 from __future__ import annotations
@@ -28,9 +32,16 @@ from headgate.quant.planes import CODE_BITS, Codes, padded_columns
 
 Floats = npt.NDArray[np.float32]
 
-#: Starting ranges, as shares of the group's full range.
-SHRINKS = tuple(np.float32(x) for x in (0.5, 0.58, 0.66, 0.74, 0.82, 0.9, 0.98, 1.05))
-ROUNDS = 3
+#: Bits of the codes -> starting ranges, as shares of the group's full range, and
+#: how often codes and (s, b) are alternated from each.
+STARTS = {
+    2: ((0.6, 0.75, 0.9), 4),
+    3: ((0.7, 0.85, 1.0), 4),
+    4: ((0.8, 0.9, 1.0), 4),
+    8: ((1.0, 1.025, 1.05), 2),
+}
+_ONE = np.float32(1)
+_TINY = np.float32(1e-12)
 
 
 @dataclass(frozen=True)
@@ -68,29 +79,20 @@ def quantize(weights: Floats, bits: int, group_size: int, nested: bool = True) -
             for ``bits`` alone.
     """
     groups, columns = grouped(weights, group_size)
-    precisions = served(bits) if nested else (bits,)
-    top = 2**bits - 1
-    low, high = groups.min(1, keepdims=True), groups.max(1, keepdims=True)
+    search = _Search(groups, bits, served(bits) if nested else (bits,))
     best_error = np.full((len(groups), 1), np.inf, np.float32)
-    best = (np.zeros_like(groups, np.uint8), np.zeros_like(low), np.zeros_like(low))
-    for shrink in SHRINKS:
-        s = np.maximum((high - low) * (shrink / np.float32(top)), np.float32(1e-12))
-        b = (high + low) / 2 - s * (top / 2)
-        for _ in range(ROUNDS):
-            s, b = _fit(groups, _codes(groups, s, b, top), bits, precisions, s)
-        s, b = round_bf16(s), round_bf16(b)
-        codes = _codes(groups, s, b, top)
-        error = _error(groups, codes, s, b, bits, precisions)
+    best = (np.zeros_like(best_error), np.zeros_like(best_error))
+    shrinks, rounds = STARTS[bits]
+    for shrink in shrinks:
+        s, b = search.run(np.float32(shrink), rounds)
+        error = search.error(s, b)
         better = error < best_error
         best_error = np.where(better, error, best_error)
-        best = (
-            np.where(better, codes, best[0]),
-            np.where(better, s, best[1]),
-            np.where(better, b, best[2]),
-        )
-    halves = [np.ascontiguousarray(x).view(np.uint32) >> 16 for x in best[1:]]
+        best = np.where(better, s, best[0]), np.where(better, b, best[1])
+    codes = _codes(groups, *best, search.top)
+    halves = [np.ascontiguousarray(x).view(np.uint32) >> 16 for x in best]
     scales, biases = (x.astype(np.uint16).ravel() for x in halves)
-    return assemble(best[0], scales, biases, len(weights), columns, bits, group_size)
+    return assemble(codes, scales, biases, len(weights), columns, bits, group_size)
 
 
 def dequantize(matrix: AffineMatrix, bits: int | None = None) -> Floats:
@@ -130,41 +132,71 @@ def assemble(
     )
 
 
-def _codes(groups: Floats, s: Floats, b: Floats, top: int) -> Codes:
-    return np.asarray(np.clip(np.rint((groups - b) / s), 0, top), np.uint8)
+class _Search:
+    """The search of (s, b) for groups [groups, size]."""
+
+    def __init__(self, groups: Floats, bits: int, precisions: tuple[int, ...]) -> None:
+        self._groups = groups
+        self._bits = bits
+        # Finest first, with weights relative to the finest.
+        self._weights = {p: np.float32(4.0 ** (p - bits)) for p in reversed(precisions)}
+        self._share = _ONE / np.float32(groups.shape[1] * float(sum(self._weights.values())))
+        self.top = np.float32(2**bits - 1)
+        self._middle = self.top / 2
+        self._mean = _sum(groups) / np.float32(groups.shape[1])
+        self._centred = groups - self._mean
+
+    def run(self, shrink: np.float32, rounds: int) -> tuple[Floats, Floats]:
+        """bfloat16 (s, b) from one starting range."""
+        low, high = self._groups.min(1, keepdims=True), self._groups.max(1, keepdims=True)
+        s = np.maximum((high - low) * (shrink / self.top), _TINY)
+        b = (high / 2 + low / 2) - self._mean - s * self._middle  # relative to the mean
+        for _ in range(rounds):
+            s, level_mean = self._fit(_codes(self._centred, s, b, self.top), s)
+            b = -(s * level_mean)
+        s = round_bf16(s)
+        return s, round_bf16(self._mean - s * level_mean)
+
+    def error(self, s: Floats, b: Floats) -> Floats:
+        """The weighted squared error that (s, b) and the codes for it leave."""
+        terms = []
+        codes = _codes(self._groups, s, b, self.top)
+        for p, weight in self._weights.items():
+            off = self._groups - b - s * self._middle - s * self._level(codes, p)
+            terms.append(off * off * weight)
+        # In the order of the weights, and for each from fine to coarse.
+        return _sum(np.stack(terms, 2).reshape(len(codes), -1))
+
+    def _fit(self, codes: Codes, s: Floats) -> tuple[Floats, Floats]:
+        """Least squares for given codes, over all precisions at once: a new s and the
+        mean level, which determines b."""
+        level, square = np.zeros_like(self._centred), np.zeros_like(self._centred)
+        for p, weight in self._weights.items():
+            weighted = self._level(codes, p) * weight
+            level = level + weighted
+            square = square + weighted * self._level(codes, p)
+        mean, product = _sum(level) * self._share, _sum(level * self._centred)
+        variance = _sum(square) * self._share - mean * mean
+        usable = (variance > np.float32(1e-4)) & (product > 0)
+        s = np.where(usable, product * self._share / np.where(usable, variance, _ONE), s)
+        return np.maximum(s, _TINY), mean + self._middle
+
+    def _level(self, codes: Codes, used: int) -> Floats:
+        """Levels of the first ``used`` bits, from the middle of the range."""
+        return _level(codes, self._bits, used) - self._middle
+
+
+def _sum(x: Floats) -> Floats:
+    """Sums of rows, added from left to right."""
+    return np.add.accumulate(x, axis=1)[:, -1:]
+
+
+def _codes(groups: Floats, s: Floats, b: Floats, top: np.float32) -> Codes:
+    inverse = np.where(s > 0, _ONE / np.where(s > 0, s, _ONE), np.float32(0))
+    codes: Codes = np.rint(np.clip((groups - b) * inverse, 0, top)).astype(np.uint8)
+    return codes
 
 
 def _level(codes: Codes, stored: int, used: int) -> Floats:
-    step = 2 ** (stored - used)
-    cell = (codes >> (stored - used)).astype(np.float32)
-    return np.asarray(cell * step + np.float32((step - 1) / 2), np.float32)
-
-
-def _fit(
-    groups: Floats, codes: Codes, bits: int, precisions: tuple[int, ...], fallback: Floats
-) -> tuple[Floats, Floats]:
-    """Least squares (s, b) for given codes, over all precisions at once."""
-    total = sum(4.0**p for p in precisions)
-    level_mean = square_mean = product_mean = np.zeros((len(groups), 1), np.float32)
-    centred = groups - groups.mean(1, keepdims=True)
-    for p in precisions:
-        weight = np.float32(4.0**p / total)
-        level = _level(codes, bits, p)
-        level_mean = level_mean + weight * level.mean(1, keepdims=True)
-        square_mean = square_mean + weight * (level * level).mean(1, keepdims=True)
-        product_mean = product_mean + weight * (level * centred).mean(1, keepdims=True)
-    variance = square_mean - level_mean * level_mean
-    usable = (variance > 1e-4) & (product_mean > 0)
-    s = np.where(usable, product_mean / np.where(usable, variance, 1), fallback)
-    s = np.maximum(s, np.float32(1e-12)).astype(np.float32)
-    return s, groups.mean(1, keepdims=True) - s * level_mean
-
-
-def _error(
-    groups: Floats, codes: Codes, s: Floats, b: Floats, bits: int, precisions: tuple[int, ...]
-) -> Floats:
-    error = np.zeros((len(groups), 1), np.float32)
-    for p in precisions:
-        off = groups - (s * _level(codes, bits, p) + b)
-        error = error + np.float32(4.0**p) * (off * off).sum(1, keepdims=True)
-    return error
+    step = 1 << (stored - used)
+    return (codes >> (stored - used)).astype(np.float32) * step + np.float32((step - 1) / 2)

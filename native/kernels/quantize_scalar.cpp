@@ -1,0 +1,7 @@
+#define HEADGATE_QUANTIZE_LANES 4
+#include "kernels/quantize_kernels.inl"
+
+namespace headgate::kernels {
+extern const QuantizeGroups kQuantizeGroups_scalar;
+const QuantizeGroups kQuantizeGroups_scalar = quantize_groups;
+}  // namespace headgate::kernels
