@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"ops"},
     "stream": {"ops", "store"},
     "chat": set(),
-    "engine": {"chat", "stream", "models", "ops", "store"},
+    "engine": {"chat", "stream", "models", "ops", "store", "paths"},
     "convert": {"models", "store", "quant"},
     "demo": {"convert", "paths"},
     "measure": {"engine", "stream", "models", "ops", "store", "quant", "convert", "paths"},

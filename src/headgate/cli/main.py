@@ -12,6 +12,7 @@ import typer
 import headgate
 from headgate.cli.convert import convert
 from headgate.cli.inspect import inspect
+from headgate.cli.probe import probe
 from headgate.cli.run import run
 from headgate.cli.synth import synth
 from headgate.cli.verify import verify
@@ -29,6 +30,7 @@ app.command()(convert)
 app.command()(inspect)
 app.command()(verify)
 app.command()(synth)
+app.command()(probe)
 
 
 @app.callback(invoke_without_command=True)

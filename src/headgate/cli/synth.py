@@ -11,7 +11,7 @@ import typer
 from headgate.cli.progress import ProgressBar
 from headgate.engine.budget import format_size
 from headgate.errors import UsageError
-from headgate.measure.routes import RouteStatistics, generate_trace, save_trace, statistics
+from headgate.measure.routes import save_trace, statistics, trace_for
 from headgate.measure.synth import (
     SynthOptions,
     SynthReport,
@@ -19,7 +19,6 @@ from headgate.measure.synth import (
     shape_config,
 )
 from headgate.measure.synth import synth as write_store
-from headgate.models import parse_config
 
 SHAPES = ", ".join(catalogue())
 
@@ -73,25 +72,12 @@ def synth(
         document |= report.to_dict()
         lines.append(_summary(report))
     if trace is not None:
-        found = _write_trace(trace, config, tokens, experts_per_token, seed)
+        routes, experts = trace_for(config, tokens, experts_per_token, seed), config["num_experts"]
+        save_trace(trace, routes, experts)
+        found = statistics(routes, experts)
         document["trace"] = {"file": str(trace), **found.to_dict()}
         lines.append(f"{trace}: {found.describe()}")
     print(json.dumps(document) if as_json else "\n".join(lines))
-
-
-def _write_trace(
-    path: Path, raw: dict[str, Any], tokens: int, k: int | None, seed: int
-) -> RouteStatistics:
-    config = parse_config(raw)
-    routes = generate_trace(
-        tokens,
-        len(config.moe_layers),
-        config.num_experts,
-        config.num_experts_per_tok if k is None else k,
-        seed,
-    )
-    save_trace(path, routes, config.num_experts)
-    return statistics(routes, config.num_experts)
 
 
 def _summary(report: SynthReport) -> str:

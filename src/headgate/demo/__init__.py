@@ -7,24 +7,15 @@ cache directory when it is first needed.
 from __future__ import annotations
 
 import hashlib
-import os
-import sys
 from pathlib import Path
 
 from headgate.convert import ConvertOptions, convert
+from headgate.paths import cache_folder
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 
 #: Exact: the checkpoint's own bfloat16 weights.
 OPTIONS = ConvertOptions(expert_bits=16, dense_bits=16)
-
-
-def cache_folder() -> Path:
-    """Where headgate keeps what it can make again."""
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "headgate"
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "headgate"
 
 
 def demo_store() -> Path:

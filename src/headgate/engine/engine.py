@@ -18,8 +18,9 @@ from headgate.errors import StoreError, UsageError
 from headgate.models import load_model, parse_config
 from headgate.ops import Ops, Weight, load_ops
 from headgate.ops.weights import plain_weight, quant_weight
+from headgate.paths import probe_file
 from headgate.store import Store
-from headgate.stream import ExpertStream, StreamOptions
+from headgate.stream import CostModel, ExpertStream, StreamOptions, tuned
 
 DEFAULT_CONTEXT = 8192
 
@@ -67,7 +68,13 @@ class Engine:
         ops = load_ops(backend, _threads(threads), exact_activations)
         self.ops = ops if instrument is None else instrument(ops)
         self.model = load_model(self.config, self._dense_weights(), self.ops, k)
-        self.experts = ExpertStream(store, self.ops, self.budget.slots, bits, stream)
+        options = tuned(
+            stream or StreamOptions(),
+            CostModel.load(probe_file(store.path)),
+            store.layout.prefix_bytes(bits),
+            k,
+        )
+        self.experts = ExpertStream(store, self.ops, self.budget.slots, bits, options)
 
     @classmethod
     def load(cls, store: Path | str, **options: Any) -> Engine:

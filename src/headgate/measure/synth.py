@@ -101,9 +101,7 @@ def catalogue() -> dict[str, dict[str, Any]]:
     return shapes
 
 
-def shape_config(
-    like: str, layers: int | None = None, vocab: int | None = None
-) -> dict[str, Any]:
+def shape_config(like: str, layers: int | None = None, vocab: int | None = None) -> dict[str, Any]:
     """The configuration of a shape in the catalogue, or in a ``config.json``.
 
     Raises:
@@ -190,10 +188,10 @@ class _Synthesis:
     def run(self) -> None:
         names = dict.fromkeys(["", *self._dense], 2**32 - 1)
         # A store that this program would refuse to open is not begun.
-        size = len(self._manifest(names).to_bytes())
-        Manifest.parse(self._manifest(names).to_bytes())
+        manifest = self._manifest(names).to_bytes()
+        Manifest.parse(manifest)
         sums = 8 * len(self._layout.segments) * self.config.num_experts
-        other = 2 * size + sums * len(self.config.moe_layers)
+        other = 2 * len(manifest) + sums * len(self.config.moe_layers)
         check_free_space(self.out, self._total + other)
         with StoreWriter(self.out, self._plan(), self._layout) as writer:
             if writer.complete:
@@ -259,11 +257,15 @@ class _Synthesis:
                 continue
             kept = self._kept[name]
             rows, columns = spec.shape
-            # A row of an embedding is looked up, rows of a matrix are summed over.
-            std = 1.0 if spec.role == "embedding" else columns**-0.5
+            # A row of an embedding is looked up; those of a matrix, or of an embedding that
+            # is the output head as well, are multiplied.
+            looked_up = spec.role == "embedding" and "lm_head.weight" in self._specs
+            std = 1.0 if looked_up else columns**-0.5
             block = max(1, BLOCK_WEIGHTS // columns)
             for start in range(0, rows, block):
-                for part, array in self._dense_parts(name, kept, min(block, rows - start), std, rng):
+                for part, array in self._dense_parts(
+                    name, kept, min(block, rows - start), std, rng
+                ):
                     yield part, array
                     self._advance(array.nbytes, f"dense tensor {name}")
 

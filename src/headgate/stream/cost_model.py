@@ -24,6 +24,9 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 ITERATIONS = 200
+#: How much of a number's distance from where its search began counts as an error. A drive
+#: that one read keeps busy says nothing about a lone read's rate, which stays put then.
+PULL = 0.05
 
 
 @dataclass(frozen=True)
@@ -141,16 +144,18 @@ def _unpack(logs: Floats) -> CostModel:
 
 
 def _least_squares(logs: Floats, nbytes: Floats, depths: Floats, target: Floats) -> Floats:
+    begin = logs
+
     def residual(at: Floats) -> Floats:
-        return np.log(_formula(_numbers(_unpack(at)), nbytes, depths)) - target
+        off = np.log(_formula(_numbers(_unpack(at)), nbytes, depths)) - target
+        return np.concatenate([off, PULL * (at - begin)])
 
     damping, error = 1e-2, residual(logs)
     for _ in range(ITERATIONS):
         steps = 1e-4 * np.eye(len(logs))
         slopes = np.stack([(residual(logs + step) - error) / 1e-4 for step in steps], axis=1)
         normal = slopes.T @ slopes
-        # A number that no measurement depends on stays where it is.
-        normal += damping * np.diag(np.diag(normal) + 1e-9)
+        normal += damping * np.diag(np.diag(normal))
         step = np.clip(np.linalg.solve(normal, -slopes.T @ error), -1, 1)
         trial = np.clip(logs + step, -40, 40)
         moved = residual(trial)

@@ -85,7 +85,7 @@ class ExpertStream:
         splits = np.append(starts, len(flat)).astype(np.int32)
         request = Request(index, (ids.shape[0], ids.shape[1]), experts.tolist(), order, splits)
         self._open = request
-        under_way = self.ahead.claim(index, request.experts)
+        under_way = self.ahead.claim(index, request.experts, len(ids))
         for i, expert in enumerate(request.experts):
             if expert in under_way:
                 request.reading[expert] = under_way[expert]

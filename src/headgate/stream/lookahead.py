@@ -1,39 +1,81 @@
 """Reading the next layer's likely experts while the drive is idle.
 
 The next layer's router, applied to the hidden state of this layer, proposes experts.
-They are read behind every demand read, likeliest first, within a cap on bytes. A read
-that is not used has cost drive time and perhaps evicted a useful expert; when more are
-wasted than used, lookahead switches itself off.
+They are read behind every demand read, likeliest first, within a cap. Whether that pays
+cannot be known beforehand: a read that is not used has cost drive time and perhaps
+evicted a useful expert, and one that is used may still have delayed a demand read. So
+it is tried: stretches of tokens with and without are timed in turn, and the faster way
+is kept until the next trial.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from time import perf_counter
 
 from headgate.stream.options import StreamStats
 from headgate.stream.reader import BACKGROUND, Read, RecordReader
 from headgate.stream.residency import Key, Residency
 
-#: Reads after which the yield is judged, again and again.
-JUDGED = 64
+#: Layers that one stretch of a trial times.
+STRETCH = 120
+#: A trial: with and without in turn, beginning without.
+PATTERN = (False, True, False, True)
+#: Layers until the next trial.
+HOLD = 12_000
+
+
+class Trial:
+    """Decides between two ways by timing both."""
+
+    def __init__(self) -> None:
+        self._stretch = 0  # index into PATTERN; beyond it the decision holds
+        self._left = STRETCH
+        self._seconds = {False: 0.0, True: 0.0}
+        self.decision = False
+
+    @property
+    def on(self) -> bool:
+        """The way to go now."""
+        trying = self._stretch < len(PATTERN)
+        return PATTERN[self._stretch] if trying else self.decision
+
+    def record(self, seconds: float) -> None:
+        """A layer took this long."""
+        if self._stretch < len(PATTERN):
+            self._seconds[self.on] += seconds
+        self._left -= 1
+        if self._left > 0:
+            return
+        self._stretch, self._left = self._stretch + 1, STRETCH
+        if self._stretch == len(PATTERN):
+            self.decision = self._seconds[True] < self._seconds[False]
+            self._left = HOLD
+        elif self._stretch > len(PATTERN):
+            self._stretch, self._seconds = 0, {False: 0.0, True: 0.0}
 
 
 class Lookahead:
     """Background reads of one stream.
 
     Args:
-        cap: bytes that may be on their way at a time; 0 for none at all.
+        most: experts that may be on their way at a time; 0 for no lookahead at all.
     """
 
     def __init__(
-        self, residency: Residency, reader: RecordReader, stats: StreamStats, cap: int
+        self, residency: Residency, reader: RecordReader, stats: StreamStats, most: int
     ) -> None:
         self._residency, self._reader, self._stats = residency, reader, stats
-        self._most = cap // reader.record_bytes
-        self.active = self._most > 0
+        self._most = most
+        self._trial = Trial()
+        self._last = (-1, 0.0)  # layer and time of the last request
         self._under_way: dict[Key, Read] = {}
         self._unused: set[Key] = set()  # read ahead, not routed to yet
-        self._reads = self._used = 0  # since the last judgement
+
+    @property
+    def active(self) -> bool:
+        """Whether suggestions are followed at present."""
+        return self._most > 0 and self._trial.on
 
     def suggest(self, index: int, experts: Sequence[int]) -> None:
         """Read ahead for the layer with file ``index``, likeliest expert first."""
@@ -50,28 +92,35 @@ class Lookahead:
             reads.append(Read(key, slot))
         if reads:
             self._under_way.update((read.key, read) for read in reads)
-            self._reads += len(reads)
             self._stats.ahead_reads += len(reads)
             self._reader.submit(reads, BACKGROUND)
 
-    def claim(self, index: int, experts: Sequence[int]) -> dict[int, Read]:
+    def claim(self, index: int, experts: Sequence[int], tokens: int) -> dict[int, Read]:
         """Called when a layer's experts are known: those among ``experts`` whose reads
-        have begun, by expert. Reads that have not begun are dropped."""
-        if not self.active and not self._under_way:
+        have begun, by expert. Reads that have not begun are dropped. Only layers of
+        single tokens are timed."""
+        if not self._most:
+            return {}
+        if tokens == 1:
+            self._time(index)
+        if not self._under_way and not self._unused:
             return {}
         for read in self._reader.cancel_background():
             del self._under_way[read.key]
             self._residency.forget(read.key)
-            self._reads -= 1
             self._stats.ahead_reads -= 1
         wanted = [(index, expert) for expert in experts]
         claimed = {key[1]: self._under_way.pop(key) for key in wanted if key in self._under_way}
-        used = len(claimed) + len(self._unused.intersection(wanted))
+        self._stats.ahead_used += len(claimed) + len(self._unused.intersection(wanted))
         self._unused = {key for key in self._unused if key[0] != index}
-        self._used += used
-        self._stats.ahead_used += used
-        self._judge()
         return claimed
+
+    def _time(self, index: int) -> None:
+        # From layer to next layer; between two tokens the caller may have been idle.
+        now, (before, then) = perf_counter(), self._last
+        self._last = (index, now)
+        if index == before + 1:
+            self._trial.record(now - then)
 
     def complete(self, read: Read) -> None:
         """A read ahead has arrived before anyone asked for it."""
@@ -85,9 +134,3 @@ class Lookahead:
         for key in self._under_way:
             self._residency.forget(key)
         self._under_way.clear()
-
-    def _judge(self) -> None:
-        if self._reads < JUDGED:
-            return
-        self.active = 2 * self._used >= self._reads
-        self._reads = self._used = 0

@@ -19,8 +19,10 @@ class StreamOptions:
         policy: what to evict, a name of :data:`headgate.stream.POLICIES`.
         cache: False forgets every expert once it has been multiplied.
         overlap: False waits for all reads of a layer before multiplying anything.
-        lookahead: bytes that may be read ahead for the next layer; 0 for none.
-        chunk_bytes, depth: size and number of the reads in flight; 0 for the queue's own.
+        lookahead: experts of the next layer that may be read ahead at a time, while that
+            measures faster than not; 0 for never.
+        chunk_bytes, depth: size and number of the reads in flight; 0 for the cost model's
+            choice, or the queue's own where the drive has not been probed.
         throttle: bytes per second that reads are limited to; 0 for no limit.
     """
 
@@ -28,7 +30,7 @@ class StreamOptions:
     policy: str = "lru"
     cache: bool = True
     overlap: bool = True
-    lookahead: int = 0
+    lookahead: int = 8
     chunk_bytes: int = 0
     depth: int = 0
     throttle: float = 0.0

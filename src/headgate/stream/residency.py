@@ -1,52 +1,15 @@
-"""Which experts are in memory, and which one makes room for another.
+"""Which experts are in memory.
 
 Nothing here reads, allocates or makes a system call, so a simulator can drive the
-same classes as the engine.
+same classes as the engine. Which expert makes room for another is decided in
+:mod:`headgate.stream.policies`.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Collection
-from typing import Protocol
+from headgate.stream.policies import LRU, Key, Policy
 
-#: an expert: (index of its layer's file, number)
-Key = tuple[int, int]
-
-
-class Policy(Protocol):
-    """Decides what is evicted. Is told of every resident expert and every use."""
-
-    def admit(self, key: Key) -> None:
-        """``key`` has become resident."""
-
-    def touch(self, key: Key) -> None:
-        """``key``, which is resident, is used again."""
-
-    def remove(self, key: Key) -> None:
-        """``key`` is no longer resident."""
-
-    def victim(self, pinned: Collection[Key]) -> Key | None:
-        """The resident expert to evict next, none of ``pinned``; None if there is none."""
-
-
-class LRU:
-    """Least recently used."""
-
-    def __init__(self) -> None:
-        self._order: OrderedDict[Key, None] = OrderedDict()
-
-    def admit(self, key: Key) -> None:
-        self._order[key] = None
-
-    def touch(self, key: Key) -> None:
-        self._order.move_to_end(key)
-
-    def remove(self, key: Key) -> None:
-        del self._order[key]
-
-    def victim(self, pinned: Collection[Key]) -> Key | None:
-        return next((key for key in self._order if key not in pinned), None)
+__all__ = ["LRU", "Key", "Policy", "Residency"]
 
 
 class Residency:
@@ -70,18 +33,33 @@ class Residency:
     def __contains__(self, key: Key) -> bool:
         return key in self._slot_of
 
-    def hit(self, key: Key) -> int | None:
-        """Pin ``key`` and return its slot if it is resident."""
+    def advance(self, tokens: int = 1) -> None:
+        """What follows is used by ``tokens`` later tokens. To be called once for all
+        layers, before the first; policies that let uses age need it."""
+        self._policy.advance(tokens)
+
+    def hit(self, key: Key, uses: float = 1) -> int | None:
+        """Pin ``key`` and return its slot if it is resident.
+
+        Args:
+            uses: tokens that use it.
+        """
         slot = self._slot_of.get(key)
         if slot is not None:
-            self._policy.touch(key)
+            self._policy.touch(key, uses)
             self._pinned.add(key)
         return slot
 
-    def place(self, key: Key) -> int | None:
+    def place(self, key: Key, uses: float = 1) -> int | None:
         """Give ``key``, which is not resident, a slot, evicting another expert if
-        need be, and pin it. None if every slot is pinned."""
+        need be, and pin it. None if every slot is pinned.
+
+        Args:
+            uses: tokens that use it.
+        """
         if not self._free:
+            if len(self._pinned) == self.slots:
+                return None
             victim = self._policy.victim(self._pinned)
             if victim is None:
                 return None
@@ -90,7 +68,7 @@ class Residency:
         slot = self._free.pop()
         self._slot_of[key] = slot
         self._pinned.add(key)
-        self._policy.admit(key)
+        self._policy.admit(key, uses)
         return slot
 
     def unpin(self, key: Key) -> None:
