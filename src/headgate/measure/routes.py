@@ -221,6 +221,8 @@ def replay(
     caches = [Residency(slots, policy()) for _ in range(1 if shared else layers)]
     hits = total = 0
     for token, routes in enumerate(trace.tolist()):
+        for cache in caches:
+            cache.advance()
         for layer, experts in enumerate(routes):
             cache = caches[0 if shared else layer]
             found = _use(cache, [(layer, expert) for expert in experts])

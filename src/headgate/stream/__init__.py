@@ -3,16 +3,19 @@
 from headgate.stream.cost_model import CostModel
 from headgate.stream.experts import ExpertStream
 from headgate.stream.options import StreamOptions, StreamStats
+from headgate.stream.policies import POLICIES, make_policy
 from headgate.stream.residency import LRU, Policy, Residency
 from headgate.stream.tuning import tuned
 
 __all__ = [
     "LRU",
+    "POLICIES",
     "CostModel",
     "ExpertStream",
     "Policy",
     "Residency",
     "StreamOptions",
     "StreamStats",
+    "make_policy",
     "tuned",
 ]

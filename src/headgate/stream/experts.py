@@ -25,6 +25,10 @@ from headgate.stream.policies import make_policy
 from headgate.stream.reader import Read, RecordReader
 from headgate.stream.residency import Residency
 
+#: Records of a layer that are read at a time. Enough to keep any drive busy; more would
+#: only evict, on their way through, experts that the next token needs.
+MOST_READING = 32
+
 
 @dataclass
 class Request:
@@ -42,6 +46,10 @@ class Request:
     resident: list[tuple[int, int]] = field(default_factory=list)  # (i, slot)
     waiting: deque[int] = field(default_factory=deque)  # i, not submitted yet
     reading: dict[int, Read] = field(default_factory=dict)  # by expert
+
+    def uses(self, i: int) -> int:
+        """Tokens that use expert ``experts[i]``."""
+        return int(self.splits[i + 1] - self.splits[i])
 
 
 class ExpertStream:
@@ -85,13 +93,14 @@ class ExpertStream:
         splits = np.append(starts, len(flat)).astype(np.int32)
         request = Request(index, (ids.shape[0], ids.shape[1]), experts.tolist(), order, splits)
         self._open = request
+        if index == 0:
+            self.residency.advance(len(ids))
         under_way = self.ahead.claim(index, request.experts, len(ids))
         for i, expert in enumerate(request.experts):
+            slot = self.residency.hit((index, expert), request.uses(i))
             if expert in under_way:
                 request.reading[expert] = under_way[expert]
-                continue
-            slot = self.residency.hit((index, expert))
-            if slot is None:
+            elif slot is None:
                 request.waiting.append(i)
             else:
                 request.resident.append((i, slot))
@@ -154,10 +163,11 @@ class ExpertStream:
 
     def _submit(self, request: Request) -> None:
         reads = []
-        while request.waiting:
-            expert = request.experts[request.waiting[0]]
+        while request.waiting and len(request.reading) < MOST_READING:
+            i = request.waiting[0]
+            expert = request.experts[i]
             key = (request.index, expert)
-            slot = self.residency.place(key)
+            slot = self.residency.place(key, request.uses(i))
             if slot is None:
                 break
             request.waiting.popleft()

@@ -86,7 +86,7 @@ class Lookahead:
                 break
             if key in self._residency:
                 continue
-            slot = self._residency.place(key)
+            slot = self._residency.place(key, uses=0)
             if slot is None:
                 break
             reads.append(Read(key, slot))

@@ -27,7 +27,7 @@ class StreamOptions:
     """
 
     read_mode: ReadMode = "auto"
-    policy: str = "lru"
+    policy: str = "lfu"
     cache: bool = True
     overlap: bool = True
     lookahead: int = 8

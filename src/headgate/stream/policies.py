@@ -29,15 +29,17 @@ class Policy(Protocol):
     """Decides what is evicted. Is told of every resident expert and every use.
 
     ``uses`` is the number of tokens that use an expert at once: 1 when decoding, more in
-    a prompt chunk. A policy that counts uses then begins to decode with the experts that
-    the prompt used most, in every layer; others ignore it.
+    a prompt chunk, 0 if it is read ahead. A policy that counts uses then begins to decode
+    with the experts that the prompt used most, in every layer; others ignore it.
     """
 
     def advance(self, tokens: int) -> None:
-        """What follows is used by ``tokens`` later tokens; called once for all layers."""
+        """What follows is used by ``tokens`` >= 1 later tokens; once for all layers.
+        Nothing to most policies."""
+        return
 
     def admit(self, key: Key, uses: float = 1) -> None:
-        """``key`` has become resident, to be used at once."""
+        """``key`` has become resident."""
 
     def touch(self, key: Key, uses: float = 1) -> None:
         """``key``, which is resident, is used again."""
@@ -180,43 +182,48 @@ class S3FIFO(Policy):
 class DecayedLFU(Policy):
     """Least frequently used, a use counting half after a while.
 
-    The count of an expert is the sum over its uses of 2^(-age / half-life), evicted or
-    not (the CRF of Lee et al., "LRFU", 2001). The half-life is the time in which
-    :data:`RESIDENCE` x slots uses are made, since a larger cache has use for a longer
-    memory, and at least :data:`SHORTEST` tokens. A step of a prompt, which
-    :meth:`advance` is told of, counts as one moment.
+    The count of an expert is the sum over its uses of 2^(-age / half-life), whether it
+    was resident or not (the CRF of Lee et al., "LRFU", 2001). The half-life is the time
+    in which :data:`RESIDENCE` x slots uses are made, since a larger cache has use for a
+    longer memory, and at least :data:`SHORTEST` tokens. All uses between two calls of
+    :meth:`advance` have the same age, those of a whole prompt chunk as well.
 
-    Counts are kept as if time ran backwards, the newest use counting 2^(now / half-life),
-    and as logarithms: ageing then costs nothing, and a count never falls. So a heap whose
-    entries are brought up to date only when they come to its top gives the least count.
+    Instead of all counts falling, what a new use weighs grows: ageing costs nothing, and
+    a count never falls. So entries of a heap may be too low, never too high, and it is
+    enough to correct those that come to its top.
     """
 
     RESIDENCE = 1.5
     SHORTEST = 6.0
+    #: Half-lives after which nothing is left of a use.
+    FORGOTTEN = 64.0
+    #: Weight at which all counts are scaled back, within the range of floats.
+    HEAVIEST = 2.0**500
 
     def __init__(self, slots: int) -> None:
-        self._lifetime = self.RESIDENCE * slots
-        self._now = 0.0  # in half-lives
-        self._uses = 0.0  # since then
-        self._log_count: dict[Key, float] = {}
+        self._lifetime = self.RESIDENCE * max(1, slots)
+        self._weight = 1.0  # of a use now
+        self._uses, self._tokens = 0.0, 1  # since the weight has grown
+        self._count: dict[Key, float] = {}
         self._resident: set[Key] = set()
-        # Experts whose entry is in the heap, or which wait until they are not pinned:
-        # what has just been read often has the least count.
+        # Experts with an entry in the heap, and those which get one when they are no
+        # longer pinned: what has just been read often has the least count.
         self._entered: set[Key] = set()
         self._heap: list[tuple[float, Key]] = []
         self._new: list[Key] = []
 
     def advance(self, tokens: int) -> None:
-        self._now += min(tokens / self.SHORTEST, self._uses / self._lifetime)
-        self._uses = 0.0
+        uses_per_token = self._uses / self._tokens
+        half_lives = tokens * min(1 / self.SHORTEST, uses_per_token / self._lifetime)
+        self._weight *= 2 ** min(half_lives, self.FORGOTTEN)
+        self._uses, self._tokens = 0.0, tokens
+        if self._weight > self.HEAVIEST:
+            self._scale(1 / self._weight)
+            self._weight = 1.0
 
     def touch(self, key: Key, uses: float = 1) -> None:
         self._uses += uses
-        log_count = self._now if uses == 1 else self._now + math.log2(uses)
-        before = self._log_count.get(key)
-        if before is not None:
-            log_count += math.log2(1 + 2.0 ** (before - log_count))
-        self._log_count[key] = log_count
+        self._count[key] = self._count.get(key, 0.0) + self._weight * uses
 
     def admit(self, key: Key, uses: float = 1) -> None:
         self.touch(key, uses)
@@ -232,13 +239,12 @@ class DecayedLFU(Policy):
         self._enter(pinned)
         heap, found, passed = self._heap, None, []
         while heap:
-            entry = heap[0]
-            log_count, key = entry
+            count, key = heap[0]
             if key not in self._resident:
                 heappop(heap)
                 self._entered.remove(key)
-            elif self._log_count[key] != log_count:
-                heapreplace(heap, (self._log_count[key], key))
+            elif self._count[key] != count:
+                heapreplace(heap, (self._count[key], key))
             elif key in pinned:
                 passed.append(heappop(heap))
             else:
@@ -254,8 +260,12 @@ class DecayedLFU(Policy):
             if key in pinned:
                 waiting.append(key)
             else:
-                heappush(self._heap, (self._log_count[key], key))
+                heappush(self._heap, (self._count[key], key))
         self._new = waiting
+
+    def _scale(self, factor: float) -> None:
+        self._count = {key: count * factor for key, count in self._count.items()}
+        self._heap = [(count * factor, key) for count, key in self._heap]
 
 
 class Belady(Policy):

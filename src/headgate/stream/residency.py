@@ -55,7 +55,7 @@ class Residency:
         need be, and pin it. None if every slot is pinned.
 
         Args:
-            uses: tokens that use it.
+            uses: tokens that use it; 0 if it is read ahead.
         """
         if not self._free:
             if len(self._pinned) == self.slots:
