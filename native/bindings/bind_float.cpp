@@ -263,7 +263,7 @@ Arrays are float32, C-contiguous and never converted; results are new arrays and
 the same bits for any number of threads. Wrong shapes raise ValueError, wrong
 types TypeError. Calls on one object take turns, without the interpreter lock.
 
-isa: "scalar", "avx2", "avx512" or "neon"; "" for the best one here.)";
+isa: "scalar", "avx2", "avx512", "amx" or "neon"; "" for the best one here.)";
 
 constexpr const char* kAttentionDoc =
     R"(Causal grouped-query attention of new tokens over a cache -> y (tokens, heads * hd).

@@ -302,7 +302,7 @@ nb::object combine_rows(ThreadPool& pool, const Table<float>& y, const Table<flo
 
 std::vector<std::string> isa_names() {
   std::vector<std::string> names;
-  for (Isa isa : {Isa::avx512, Isa::avx2, Isa::neon, Isa::scalar}) {
+  for (Isa isa : {Isa::amx, Isa::avx512, Isa::avx2, Isa::neon, Isa::scalar}) {
     if (supports(isa)) names.emplace_back(name(isa));
   }
   return names;

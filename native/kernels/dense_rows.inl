@@ -115,24 +115,29 @@ void dense_tile(const DenseMatrix& w, const float* x, int64_t ldx, int64_t row, 
   }
 }
 
-template <DenseType D, int R>
-void dense_tokens(const DenseMatrix& w, const float* x, int64_t tokens, int64_t ldx, int64_t row,
-                  float* y, int64_t ldy) {
-  int64_t t = 0;
-  for (; t + V::kTokens <= tokens; t += V::kTokens) {
-    dense_tile<D, R, V::kTokens>(w, x + t * ldx, ldx, row, y + t * ldy, ldy);
+// Tokens outside, rows inside: the few rows of a call stay in the cache, which the
+// activations of a long prompt would not.
+template <DenseType D, int T>
+void dense_tokens(const DenseMatrix& w, const float* x, int64_t ldx, int64_t begin, int64_t end,
+                  bool pairs, float* y, int64_t ldy) {
+  int64_t row = begin;
+  if (pairs) {
+    for (; row + 2 <= end; row += 2) dense_tile<D, 2, T>(w, x, ldx, row, y, ldy);
   }
-  for (; t < tokens; ++t) dense_tile<D, R, 1>(w, x + t * ldx, ldx, row, y + t * ldy, ldy);
+  for (; row < end; ++row) dense_tile<D, 1, T>(w, x, ldx, row, y, ldy);
 }
 
 template <DenseType D>
 void dense_rows_of(const DenseMatrix& w, const float* x, int64_t tokens, int64_t ldx, int64_t begin,
                    int64_t end, float* y, int64_t ldy) {
-  int64_t row = begin;
-  if (tokens > 1) {
-    for (; row + 2 <= end; row += 2) dense_tokens<D, 2>(w, x, tokens, ldx, row, y, ldy);
+  const bool pairs = tokens > 1;
+  int64_t t = 0;
+  for (; t + V::kTokens <= tokens; t += V::kTokens) {
+    dense_tokens<D, V::kTokens>(w, x + t * ldx, ldx, begin, end, pairs, y + t * ldy, ldy);
   }
-  for (; row < end; ++row) dense_tokens<D, 1>(w, x, tokens, ldx, row, y, ldy);
+  for (; t < tokens; ++t) {
+    dense_tokens<D, 1>(w, x + t * ldx, ldx, begin, end, pairs, y + t * ldy, ldy);
+  }
 }
 
 void dense_rows(const DenseMatrix& w, const float* x, int64_t tokens, int64_t ldx, int64_t begin,

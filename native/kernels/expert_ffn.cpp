@@ -7,8 +7,8 @@
 namespace headgate::kernels {
 namespace {
 
-// Buffers of the Scratch. kInput and kHidden take three each.
-enum Slot : size_t { kInput = 0, kHidden = 3, kGate = 6, kUp, kGathered, kDown, kFirst, kSource };
+// Buffers of the Scratch. kInput and kHidden take ActivationBuffer::kSlots each.
+enum Slot : size_t { kInput = 0, kHidden = 4, kGate = 8, kUp, kGathered, kDown, kFirst, kSource };
 
 // An expert that has work to do: pairs [first, first + count).
 struct Expert {
@@ -59,8 +59,8 @@ void Call::reserve(Scratch& scratch, int64_t tokens) {
     source[p] = pair;
   }
   if (integer) {
-    input = ActivationBuffer::in(scratch, kInput, pairs(), layout.hidden, layout.group);
-    hidden = ActivationBuffer::in(scratch, kHidden, pairs(), layout.inter, layout.group);
+    input = ActivationBuffer::in(scratch, kernels, kInput, pairs(), layout.hidden, layout.group);
+    hidden = ActivationBuffer::in(scratch, kernels, kHidden, pairs(), layout.inter, layout.group);
   } else {
     gathered = scratch.get<float>(kGathered, pairs() * layout.hidden);
   }
@@ -89,6 +89,7 @@ void Call::gather_input() {
           input.copy_row(source[p], p);
         }
       }
+      if (integer) input.pack(kernels, experts[i].first, experts[i].count);
     }
   });
 }
@@ -112,7 +113,7 @@ void Call::gate_and_up() {
   const auto n = static_cast<int64_t>(experts.size());
   const Matrix shape = expert_matrix(l, l.gate, l.inter, l.hidden, experts[0].record);
   const int64_t rows = n * 2 * l.inter;
-  const int64_t grain = row_grain(pool, rows, row_bytes(shape), (pairs() + n - 1) / n);
+  const int64_t grain = row_grain(pool, kernels, rows, row_bytes(shape), (pairs() + n - 1) / n);
   pool.parallel_for(rows, grain, [&](int64_t begin, int64_t end) {
     in_segments(begin, end, l.inter, [&](int64_t index, int64_t from, int64_t to) {
       const Expert& e = experts[index / 2];
@@ -144,6 +145,12 @@ void Call::activate() {
       if (integer) hidden.quantize(kernels, row, layout.inter, p);
     }
   });
+  if (!hidden.packed) return;
+  pool.parallel_for(static_cast<int64_t>(experts.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (experts[i].count > 1) hidden.pack(kernels, experts[i].first, experts[i].count);
+    }
+  });
 }
 
 void Call::project_down() {
@@ -151,7 +158,7 @@ void Call::project_down() {
   const auto n = static_cast<int64_t>(experts.size());
   const Matrix shape = expert_matrix(l, l.down, l.hidden, l.inter, experts[0].record);
   const int64_t rows = n * l.hidden;
-  const int64_t grain = row_grain(pool, rows, row_bytes(shape), (pairs() + n - 1) / n);
+  const int64_t grain = row_grain(pool, kernels, rows, row_bytes(shape), (pairs() + n - 1) / n);
   pool.parallel_for(rows, grain, [&](int64_t begin, int64_t end) {
     in_segments(begin, end, l.hidden, [&](int64_t index, int64_t from, int64_t to) {
       const Expert& e = experts[index];

@@ -112,6 +112,7 @@ const FloatKernels& float_kernels(Isa isa) {
     case Isa::avx2:
       return kFloatKernels_avx2;
     case Isa::avx512:
+    case Isa::amx:
       return kFloatKernels_avx512;
 #elif defined(__aarch64__)
     case Isa::neon:

@@ -9,7 +9,7 @@ namespace headgate::kernels {
 namespace {
 
 constexpr std::array<int32_t, 3> kGroups = {32, 64, 128};
-constexpr size_t kSlotsPerBuffer = 3;
+constexpr int64_t kPackedTokens = 16;      // at a time: QuantKernels::pack
 constexpr int64_t kRangeBytes = 32 << 10;  // of weights: a few microseconds of reading
 constexpr int64_t kInline = 32 << 10;      // products that cost less than waking a thread
 
@@ -24,12 +24,19 @@ std::array<QuantActivations, 3> quantize_all(ThreadPool& pool, const QuantKernel
     });
     if (found == ws.end()) continue;
     const int64_t cols = found->cols();
-    const auto buffer =
-        ActivationBuffer::in(scratch, i * kSlotsPerBuffer, tokens, cols, kGroups[i]);
+    const auto buffer = ActivationBuffer::in(scratch, kernels, i * ActivationBuffer::kSlots, tokens,
+                                             cols, kGroups[i]);
     const int64_t grain = std::max<int64_t>(1, kInline / std::max<int64_t>(cols, 1));
     pool.parallel_for(tokens, grain, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) buffer.quantize(kernels, x + t * cols, cols, t);
     });
+    if (kernels.pack && tokens > 1) {
+      const int64_t tiles = (tokens + kPackedTokens - 1) / kPackedTokens;
+      pool.parallel_for(tiles, 1, [&](int64_t begin, int64_t end) {
+        const int64_t first = begin * kPackedTokens, last = std::min(end * kPackedTokens, tokens);
+        buffer.pack(kernels, first, last - first);
+      });
+    }
     result[i] = buffer.rows(0, tokens);
   }
   return result;
@@ -46,6 +53,10 @@ const QuantKernels& quant_kernels(Isa isa) {
       return kQuantAvx2;
     case Isa::avx512:
       return kQuantAvx512;
+#if defined(HEADGATE_AMX)
+    case Isa::amx:
+      return kQuantAmx;
+#endif
 #elif defined(__aarch64__)
     case Isa::neon:
       return kQuantNeon;
@@ -66,8 +77,8 @@ void* Scratch::bytes(size_t slot, size_t size) {
   return buffer.data.get();
 }
 
-ActivationBuffer ActivationBuffer::in(Scratch& scratch, size_t slot, int64_t rows, int64_t cols,
-                                      int32_t group) {
+ActivationBuffer ActivationBuffer::in(Scratch& scratch, const QuantKernels& kernels, size_t slot,
+                                      int64_t rows, int64_t cols, int32_t group) {
   QuantMatrix shape;
   shape.cols = cols;
   shape.group = group;
@@ -77,6 +88,9 @@ ActivationBuffer ActivationBuffer::in(Scratch& scratch, size_t slot, int64_t row
   buffer.q = scratch.get<int8_t>(slot, rows * buffer.padded);
   buffer.scales = scratch.get<float>(slot + 1, rows * (buffer.padded / 64));
   buffer.sums = scratch.get<float>(slot + 2, rows * (buffer.padded / group));
+  if (kernels.pack && rows > 1) {
+    buffer.packed = scratch.get<std::byte>(slot + 3, rows * packed_bytes(buffer.padded, group));
+  }
   return buffer;
 }
 
@@ -95,9 +109,19 @@ void ActivationBuffer::copy_row(int64_t from, int64_t to) const {
   copy(sums, padded / group);
 }
 
+void ActivationBuffer::pack(const QuantKernels& kernels, int64_t first, int64_t count) const {
+  if (packed) kernels.pack(rows(first, count), packed + first * packed_bytes(padded, group));
+}
+
 QuantActivations ActivationBuffer::rows(int64_t first, int64_t count) const {
-  return {q + first * padded, scales + first * (padded / 64), sums + first * (padded / group),
-          count, padded};
+  QuantActivations x = {q + first * padded,
+                        scales + first * (padded / 64),
+                        sums + first * (padded / group),
+                        count,
+                        padded,
+                        group};
+  if (packed && count > 1) x.packed = packed + first * packed_bytes(padded, group);
+  return x;
 }
 
 int64_t row_bytes(const Matrix& w) {
@@ -107,12 +131,13 @@ int64_t row_bytes(const Matrix& w) {
   return w.cols() * (w.dense()->type == DenseType::f32 ? 4 : 2);
 }
 
-int64_t row_grain(const ThreadPool& pool, int64_t rows, int64_t row_bytes, int64_t tokens) {
+int64_t row_grain(const ThreadPool& pool, const QuantKernels& kernels, int64_t rows,
+                  int64_t row_bytes, int64_t tokens) {
   if (row_bytes * rows * tokens <= kInline) return std::max<int64_t>(rows, 1);
   const int64_t wanted = std::max<int64_t>(kRangeBytes / std::max<int64_t>(row_bytes, 1), 2);
   const int64_t even = rows / (int64_t{4} * pool.threads());
   const int64_t grain = std::max<int64_t>(std::min(wanted, even), 1);
-  return tokens > 1 ? grain + grain % 2 : grain;  // several tokens: rows go in pairs
+  return (grain + kernels.row_tile - 1) / kernels.row_tile * kernels.row_tile;
 }
 
 void linear(ThreadPool& pool, const QuantKernels& kernels, Scratch& scratch, const float* x,
@@ -127,23 +152,24 @@ void linear(ThreadPool& pool, const QuantKernels& kernels, Scratch& scratch, con
   }
   // One loop over the rows of all matrices: a decode step makes hundreds of these
   // calls, and each further loop would make every thread wait for the slowest.
-  pool.parallel_for(rows, row_grain(pool, rows, bytes, tokens), [&](int64_t begin, int64_t end) {
-    int64_t first = 0;  // row 0 of the matrix in the joint numbering
-    for (size_t i = 0; i < ws.size() && first < end; first += ws[i].rows(), ++i) {
-      const Matrix& w = ws[i];
-      const int64_t from = std::max<int64_t>(begin - first, 0);
-      const int64_t to = std::min(end - first, w.rows());
-      if (from >= to) continue;
-      if (const auto* dense = w.dense()) {
-        kernels.dense_rows(*dense, x, tokens, w.cols(), from, to, ys[i], w.rows());
-      } else if (exact) {
-        kernels.exact_rows(*w.quant(), x, tokens, w.cols(), from, to, ys[i], w.rows());
-      } else {
-        kernels.quant_rows(*w.quant(), quantised[group_index(w.quant()->group)], from, to, ys[i],
-                           w.rows());
-      }
-    }
-  });
+  pool.parallel_for(
+      rows, row_grain(pool, kernels, rows, bytes, tokens), [&](int64_t begin, int64_t end) {
+        int64_t first = 0;  // row 0 of the matrix in the joint numbering
+        for (size_t i = 0; i < ws.size() && first < end; first += ws[i].rows(), ++i) {
+          const Matrix& w = ws[i];
+          const int64_t from = std::max<int64_t>(begin - first, 0);
+          const int64_t to = std::min(end - first, w.rows());
+          if (from >= to) continue;
+          if (const auto* dense = w.dense()) {
+            kernels.dense_rows(*dense, x, tokens, w.cols(), from, to, ys[i], w.rows());
+          } else if (exact) {
+            kernels.exact_rows(*w.quant(), x, tokens, w.cols(), from, to, ys[i], w.rows());
+          } else {
+            kernels.quant_rows(*w.quant(), quantised[group_index(w.quant()->group)], from, to,
+                               ys[i], w.rows());
+          }
+        }
+      });
 }
 
 }  // namespace headgate::kernels

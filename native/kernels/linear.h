@@ -55,15 +55,20 @@ struct ActivationBuffer {
   int8_t* q = nullptr;
   float* scales = nullptr;
   float* sums = nullptr;
+  std::byte* packed = nullptr;  // null for instruction sets that do not pack
   int64_t padded = 0;
   int32_t group = 64;
 
   // Room for `rows` rows as wide as the matrices of that many columns and that group
-  // size, in buffers `slot`, `slot` + 1 and `slot` + 2.
-  static ActivationBuffer in(Scratch& scratch, size_t slot, int64_t rows, int64_t cols,
-                             int32_t group);
+  // size, in kSlots buffers from `slot` on.
+  static constexpr size_t kSlots = 4;
+  static ActivationBuffer in(Scratch& scratch, const QuantKernels& kernels, size_t slot,
+                             int64_t rows, int64_t cols, int32_t group);
   void quantize(const QuantKernels& kernels, const float* x, int64_t cols, int64_t row) const;
   void copy_row(int64_t from, int64_t to) const;
+  // Before products of these rows with several tokens, if the instruction set packs.
+  void pack(const QuantKernels& kernels, int64_t first, int64_t count) const;
+  // A single row is ready without pack().
   QuantActivations rows(int64_t first, int64_t count) const;
 };
 
@@ -78,7 +83,8 @@ void linear(ThreadPool& pool, const QuantKernels& kernels, Scratch& scratch, con
 
 // Rows to hand out at a time, for `rows` rows in all of about `row_bytes` bytes each:
 // enough to hide the cost of asking, few enough to keep the threads even.
-int64_t row_grain(const ThreadPool& pool, int64_t rows, int64_t row_bytes, int64_t tokens);
+int64_t row_grain(const ThreadPool& pool, const QuantKernels& kernels, int64_t rows,
+                  int64_t row_bytes, int64_t tokens);
 
 // Bytes of weights that a product reads per row.
 int64_t row_bytes(const Matrix& w);

@@ -44,8 +44,8 @@ using XorLines = uint64_t (*)(const void*, int64_t);
 
 XorLines widest() {
 #if defined(__x86_64__)
-  if (best_isa() == Isa::avx512) return xor_avx512;
-  if (best_isa() == Isa::avx2) return xor_avx2;
+  if (supports(Isa::avx512)) return xor_avx512;
+  if (supports(Isa::avx2)) return xor_avx2;
 #endif
   return xor_plain;
 }

@@ -22,6 +22,7 @@
 // Nothing here allocates, throws or knows about threads, except where said.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "kernels/cpu.h"
@@ -64,7 +65,16 @@ struct QuantActivations {
   const float* scales = nullptr;  // [tokens][padded / 64]
   const float* sums = nullptr;    // [tokens][padded / group]
   int64_t tokens = 0, padded = 0;
+  int32_t group = 64;
+  // The above in the order of QuantKernels::pack, or null. Without it, instruction
+  // sets that pack multiply tokens one by one.
+  const std::byte* packed = nullptr;
 };
+
+// Bytes of `packed` per token.
+constexpr int64_t packed_bytes(int64_t padded, int32_t group) {
+  return padded + (padded / 64 + padded / group) * int64_t{sizeof(float)};
+}
 
 // The kernels of one instruction set. `y` is [tokens][ldy]; rows [begin, end) of
 // the matrix are written to y[t * ldy + row].
@@ -80,6 +90,11 @@ struct QuantKernels {
                      int64_t begin, int64_t end, float* y, int64_t ldy);
   void (*dense_rows)(const DenseMatrix& w, const float* x, int64_t tokens, int64_t ldx,
                      int64_t begin, int64_t end, float* y, int64_t ldy);
+  // Writes all tokens of x, tokens * packed_bytes() in all, for products of several
+  // tokens. Null where quant_rows has no use for it. Tokens are packed in sixteens: 16
+  // tokens of x from a multiple of 16 on give those bytes of the whole.
+  void (*pack)(const QuantActivations& x, std::byte* packed) = nullptr;
+  int64_t row_tile = 2;  // rows that share work: ranges are best multiples of this
 };
 
 const QuantKernels& quant_kernels(Isa isa);

@@ -1,152 +1,15 @@
-// AVX-512 (F, BW, DQ, VL) with VNNI.
-#if defined(__GNUC__) && !defined(__clang__)
-// GCC 12 warns of its own intrinsics (gcc.gnu.org bug 105593), wherever they end up.
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-#include <immintrin.h>
-
-#include "kernels/quant_common.h"
-#include "kernels/quant_isa.h"
-
-namespace headgate::kernels {
-namespace {
-
-struct V {
-  using F = __m512;
-  static constexpr int kLanes = 16;
-  static constexpr int kTokens = 4;
-  static constexpr int kSums = 2;  // accumulators per row and token of a float product
-  static constexpr float code_offset(int) { return 0.0f; }
-
-  static __mmask16 first(int64_t n) {
-    return static_cast<__mmask16>(_bzhi_u32(0xffff, n < 0 ? 0 : n > 16 ? 16 : unsigned(n)));
-  }
-  static F zero() { return _mm512_setzero_ps(); }
-  static F set1(float x) { return _mm512_set1_ps(x); }
-  static F load(const float* p) { return _mm512_loadu_ps(p); }
-  static F load_n(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(first(n), p); }
-  static void store(float* p, F x) { _mm512_storeu_ps(p, x); }
-  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
-  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
-  static float sum(F x) { return _mm512_reduce_add_ps(x); }
-
-  static F from_bf16(__m256i x) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
-  }
-  static F from_f16(__m256i x) { return _mm512_cvtph_ps(x); }
-  static __m256i load_halves(const uint16_t* p) {
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  }
-  static F bf16(const uint16_t* p) { return from_bf16(load_halves(p)); }
-  static F f16(const uint16_t* p) { return from_f16(load_halves(p)); }
-  static F halves_n(const uint16_t* p, int64_t n, HalfType half) {
-    const __m256i x = _mm256_maskz_loadu_epi16(first(n), p);
-    return half == HalfType::bf16 ? from_bf16(x) : from_f16(x);
-  }
-  static F codes(const uint8_t* p) {
-    const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(x));
-  }
-
-  template <int P, class At>
-  static void decode(const At& at, uint8_t* codes);
-  template <int P, int S, int R, int T, class Tile, class Factor>
-  static void dot(const Tile* tiles, const int8_t* const* q, const Factor& factor, int n,
-                  F (&sum)[R][T]);
-  static float quantize_block(const float* x, int8_t* q, int32_t* sums);
-};
-
-inline __mmask64 mask_at(const uint8_t* p) {
-  uint64_t bits;
-  std::memcpy(&bits, p, sizeof bits);
-  return _cvtu64_mask64(bits);
-}
-
-// q2 is copied to the four 128-bit lanes; rotating lane k right by 2k brings its
-// two bits to the bottom, and left by `top` to where the code wants them. They stay
-// inside their byte, so rotating 32 bits at a time is as good as bytes.
-template <int P, class At>
-void V::decode(const At& at, uint8_t* codes) {
-  constexpr int top = P - 2;
-  const __m512i turn = _mm512_set_epi32(
-      (top + 26) % 32, (top + 26) % 32, (top + 26) % 32, (top + 26) % 32, (top + 28) % 32,
-      (top + 28) % 32, (top + 28) % 32, (top + 28) % 32, (top + 30) % 32, (top + 30) % 32,
-      (top + 30) % 32, (top + 30) % 32, top, top, top, top);
-  const __m128i q2 = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at.q2));
-  __m512i code = _mm512_and_si512(_mm512_rolv_epi32(_mm512_broadcast_i32x4(q2), turn),
-                                  _mm512_set1_epi8(static_cast<char>(3 << top)));
-  if constexpr (P >= 3) {
-    code = _mm512_mask_add_epi8(code, mask_at(at.q3), code, _mm512_set1_epi8(1 << (top - 1)));
-  }
-  if constexpr (P >= 4) {
-    code = _mm512_mask_add_epi8(code, mask_at(at.q4), code, _mm512_set1_epi8(1 << (top - 2)));
-  }
-  if constexpr (P == 8) {
-    const __m256i q8 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at.q8));
-    const __m512i down = _mm512_set_epi32(4, 4, 4, 4, 4, 4, 4, 4, 0, 0, 0, 0, 0, 0, 0, 0);
-    const __m512i low = _mm512_srlv_epi32(_mm512_broadcast_i64x4(q8), down);
-    code = _mm512_ternarylogic_epi32(code, low, _mm512_set1_epi8(15), 0xf8);  // code | (low & 15)
-  }
-  _mm512_store_si512(codes, code);
-}
-
-// sum[r][t] += factor[r][t][half][block] * (codes of row r) . (q of token t), for n
-// blocks; S says whether the halves of a block have factors of their own.
-template <int P, int S, int R, int T, class Tile, class Factor>
-inline void V::dot(const Tile* tiles, const int8_t* const* q, const Factor& factor, int n,
-                   F (&sum)[R][T]) {
-  for (int i = 0; i < n; ++i) {
-    __m512i code[R];
-    HEADGATE_UNROLL
-    for (int r = 0; r < R; ++r) code[r] = _mm512_load_si512(tiles[r].codes + i * 64);
-    HEADGATE_UNROLL
-    for (int t = 0; t < T; ++t) {
-      const __m512i x = _mm512_loadu_si512(q[t] + i * 64);
-      HEADGATE_UNROLL
-      for (int r = 0; r < R; ++r) {
-        const __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), code[r], x);
-        F scale = _mm512_set1_ps(factor[r][t][0][i]);
-        if constexpr (S == 2) {
-          scale = _mm512_mask_broadcastss_ps(scale, 0xff00, _mm_load_ss(&factor[r][t][1][i]));
-        }
-        sum[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, sum[r][t]);
-      }
-    }
-  }
-}
-
-float V::quantize_block(const float* x, int8_t* q, int32_t* sums) {
-  F part[4];
-  __m512i largest = _mm512_setzero_si512();
-  HEADGATE_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    part[i] = _mm512_loadu_ps(x + 16 * i);
-    largest = _mm512_max_epu32(largest, _mm512_castps_si512(_mm512_abs_ps(part[i])));
-  }
-  const BlockScale scale = block_scale(_mm512_reduce_max_epu32(largest));
-  HEADGATE_UNROLL
-  for (int i = 0; i < 2; ++i) {
-    __m512i sum = _mm512_setzero_si512();
-    HEADGATE_UNROLL
-    for (int j = 2 * i; j < 2 * i + 2; ++j) {
-      __m512i v = _mm512_cvtps_epi32(_mm512_mul_ps(part[j], _mm512_set1_ps(scale.inverse)));
-      if (scale.inverse == 0) v = _mm512_setzero_si512();  // not finite times 0 is NaN
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16 * j), _mm512_cvtsepi32_epi8(v));
-      sum = _mm512_add_epi32(sum, v);
-    }
-    sums[i] = _mm512_reduce_add_epi32(sum);
-  }
-  return scale.scale;
-}
-
-}  // namespace
-}  // namespace headgate::kernels
+// AVX-512, by itself and with AMX for integer products.
+#include "kernels/quant_avx512.inl"
 
 #include "kernels/dense_rows.inl"
+#include "kernels/quant_isa.h"
 
 namespace headgate::kernels {
 
 constexpr QuantKernels kQuantAvx512 = {quantize, quant_rows, exact_rows, dense_rows};
+#if defined(HEADGATE_AMX)
+constexpr QuantKernels kQuantAmx = {quantize,   amx_quant_rows, exact_rows,
+                                    dense_rows, amx_pack,       kAmxRows};
+#endif
 
 }  // namespace headgate::kernels

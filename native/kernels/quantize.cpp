@@ -22,6 +22,7 @@ QuantizeGroups quantize_kernel(Isa isa) {
     case Isa::avx2:
       return kQuantizeGroups_avx2;
     case Isa::avx512:
+    case Isa::amx:
       return kQuantizeGroups_avx512;
 #elif defined(__aarch64__)
     case Isa::neon:

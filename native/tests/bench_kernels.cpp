@@ -1,5 +1,6 @@
 // Speed of the products, beside what the machine can read from memory in the same
-// run. Not a test. Usage: bench_kernels [isa] [MiB per matrix]
+// run. Not a test. Usage: bench_kernels [isa] [MiB per matrix], where 0 MiB measures
+// only the products of prompts.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -92,14 +93,14 @@ void report(const char* what, int threads, const Matrix& w, int64_t tokens, doub
 
 double time_linear(ThreadPool& pool, const QuantKernels& kernels, const Matrix& w, int64_t tokens,
                    int repeats) {
-  Scratch scratch;
-  std::vector<float> x(static_cast<size_t>(tokens * w.cols()), 0.5f);
-  std::vector<float> y(static_cast<size_t>(tokens * w.rows()));
-  float* out = y.data();
-  return best_of(5,
+  Scratch scratch, aligned;  // vectors that straddle cache lines would cost a third
+  float* x = aligned.get<float>(0, tokens * w.cols());
+  float* out = aligned.get<float>(1, tokens * w.rows());
+  std::fill_n(x, tokens * w.cols(), 0.5f);
+  return best_of(tokens > 1 ? 25 : 5,
                  [&] {
                    for (int i = 0; i < repeats; ++i) {
-                     linear(pool, kernels, scratch, x.data(), tokens, {&w, 1}, {&out, 1}, false);
+                     linear(pool, kernels, scratch, x, tokens, {&w, 1}, {&out, 1}, false);
                    }
                  }) /
          repeats;
@@ -115,27 +116,62 @@ void bench_loops() {
   }
 }
 
-// Eight experts for one token, as a decode step has them.
-void bench_experts(ThreadPool& pool, const QuantKernels& kernels) {
+// Random 4-bit experts, far more of them than a cache holds.
+struct Experts {
+  static constexpr int64_t kCount = 256;
   ExpertLayout layout;
-  layout.hidden = 2048;
-  layout.inter = 768;
-  const int64_t weights = layout.hidden * layout.inter, groups = weights / 64;
-  int64_t at = 0;
-  for (auto* m : {&layout.gate, &layout.up, &layout.down}) {
-    *m = {at, at + groups * 2, at + groups * 4, at + groups * 20, at + groups * 28, 0, 0};
-    at += groups * 36;
-  }
-  constexpr int kExperts = 256;  // far more than a cache holds
-  auto arena = random_bytes(static_cast<size_t>(at * kExperts));
-  for (int64_t record = 0; record < kExperts; ++record) {
-    for (const auto* m : {&layout.gate, &layout.up, &layout.down}) {
-      auto* halves = reinterpret_cast<uint16_t*>(arena.data() + record * at + m->scales);
-      std::fill_n(halves, groups, 0x3c00);
-      std::fill_n(halves + groups, groups, 0xbd00);
+  int64_t record_bytes = 0;
+  std::vector<uint8_t> arena;
+
+  explicit Experts(int64_t inter) {
+    layout.hidden = 2048;
+    layout.inter = inter;
+    const int64_t groups = layout.hidden * inter / 64;
+    int64_t at = 0;
+    for (auto* m : {&layout.gate, &layout.up, &layout.down}) {
+      *m = {at, at + groups * 2, at + groups * 4, at + groups * 20, at + groups * 28, 0, 0};
+      at += groups * 36;
+    }
+    record_bytes = at;
+    arena = random_bytes(static_cast<size_t>(at * kCount));
+    for (int64_t i = 0; i < kCount; ++i) {
+      for (const auto* m : {&layout.gate, &layout.up, &layout.down}) {
+        auto* halves = reinterpret_cast<uint16_t*>(arena.data() + i * at + m->scales);
+        std::fill_n(halves, groups, 0x3c00);
+        std::fill_n(halves + groups, groups, 0xbd00);
+      }
     }
   }
-  std::vector<float> x(static_cast<size_t>(layout.hidden), 0.5f);
+  int64_t weights() const { return 3 * layout.hidden * layout.inter; }
+  const std::byte* record(int64_t i) const {
+    return reinterpret_cast<const std::byte*>(arena.data()) + i * record_bytes;
+  }
+
+  // Seconds for tokens[i] random tokens of a prompt through expert i.
+  double time(ThreadPool& pool, const QuantKernels& kernels, int64_t prompt,
+              const std::vector<std::vector<int32_t>>& tokens) const {
+    std::vector<const std::byte*> records;
+    std::vector<int32_t> splits = {0}, token_of, out_row;
+    for (size_t i = 0; i < tokens.size(); ++i) {
+      records.push_back(record(static_cast<int64_t>(i)));
+      token_of.insert(token_of.end(), tokens[i].begin(), tokens[i].end());
+      splits.push_back(static_cast<int32_t>(token_of.size()));
+    }
+    for (size_t p = 0; p < token_of.size(); ++p) out_row.push_back(static_cast<int32_t>(p));
+    const std::vector<float> x(static_cast<size_t>(prompt * layout.hidden), 0.5f);
+    std::vector<float> y(out_row.size() * static_cast<size_t>(layout.hidden));
+    Scratch scratch;
+    return best_of(10, [&] {
+      expert_ffn(pool, kernels, scratch, layout, records, splits, token_of, out_row, x.data(),
+                 prompt, y.data(), false);
+    });
+  }
+};
+
+// Eight experts for one token, as a decode step has them.
+void bench_decode_experts(ThreadPool& pool, const QuantKernels& kernels) {
+  const Experts experts(768);
+  const std::vector<float> x(static_cast<size_t>(experts.layout.hidden), 0.5f);
   std::vector<float> y(8 * x.size());
   const std::vector<int32_t> splits = {0, 1, 2, 3, 4, 5, 6, 7, 8}, token_of(8, 0);
   const std::vector<int32_t> out_row = {0, 1, 2, 3, 4, 5, 6, 7};
@@ -143,19 +179,64 @@ void bench_experts(ThreadPool& pool, const QuantKernels& kernels) {
   const double seconds =
       best_of(4,
               [&] {
-                for (int first = 0; first < kExperts; first += 8) {
+                for (int64_t first = 0; first < Experts::kCount; first += 8) {
                   const std::byte* records[8];
-                  for (int i = 0; i < 8; ++i) {
-                    records[i] =
-                        reinterpret_cast<const std::byte*>(arena.data()) + (first + i) * at;
-                  }
-                  expert_ffn(pool, kernels, scratch, layout, records, splits, token_of, out_row,
-                             x.data(), 1, y.data(), false);
+                  for (int64_t i = 0; i < 8; ++i) records[i] = experts.record(first + i);
+                  expert_ffn(pool, kernels, scratch, experts.layout, records, splits, token_of,
+                             out_row, x.data(), 1, y.data(), false);
                 }
               }) /
-      (kExperts / 8);
+      (Experts::kCount / 8);
   std::printf("8 experts 4-bit  %d threads  %.1f us  %.2f GB/s\n", pool.threads(), seconds * 1e6,
-              static_cast<double>(8 * at) / seconds / 1e9);
+              static_cast<double>(8 * experts.record_bytes) / seconds / 1e9);
+}
+
+// Experts of a prompt: a fixed number of tokens for each of 32, and the 8 experts of 256
+// that each of 512 tokens chooses at random.
+void bench_prompt_experts(ThreadPool& pool, const QuantKernels& kernels) {
+  const Experts experts(512);
+  std::mt19937_64 random(2);
+  const auto show = [&](const char* what, size_t count, double pairs, double seconds) {
+    std::printf("%3zu experts 4-bit %d threads %3s tokens each  %8.2f ms  %7.2f Gweights/s\n",
+                count, pool.threads(), what, seconds * 1e3,
+                static_cast<double>(experts.weights()) * pairs / seconds / 1e9);
+  };
+  for (const int tokens : {4, 8, 16, 32, 64}) {
+    std::vector<int32_t> all(static_cast<size_t>(tokens));
+    for (int i = 0; i < tokens; ++i) all[static_cast<size_t>(i)] = i;
+    const std::vector<std::vector<int32_t>> chosen(32, all);
+    show(std::to_string(tokens).c_str(), 32, 32 * tokens,
+         experts.time(pool, kernels, tokens, chosen));
+  }
+  constexpr int kPrompt = 512, kTop = 8;
+  std::vector<std::vector<int32_t>> chosen(Experts::kCount);
+  for (int32_t t = 0; t < kPrompt; ++t) {
+    for (int k = 0; k < kTop; ++k) {
+      auto* expert = &chosen[random() % Experts::kCount];
+      while (!expert->empty() && expert->back() == t) expert = &chosen[random() % Experts::kCount];
+      expert->push_back(t);
+    }
+  }
+  show("~16", chosen.size(), kPrompt * kTop, experts.time(pool, kernels, kPrompt, chosen));
+}
+
+// Products of a prompt, with weights that stay in the cache and more tokens than that.
+void bench_prompt(ThreadPool& pool, const QuantKernels& kernels) {
+  for (const int bits : {2, 4, 8}) {
+    const Weights w(1024, 2048, bits, 64);
+    const std::string what = std::to_string(bits) + "-bit";
+    for (const int64_t tokens : {1, 4, 8, 16, 32, 64, 256}) {
+      const int repeats = static_cast<int>(std::max<int64_t>(1, 32 / tokens));
+      report(what.c_str(), pool.threads(), w.matrix, tokens,
+             time_linear(pool, kernels, w.matrix, tokens, repeats), 0);
+    }
+  }
+  const std::vector<uint16_t> data(1024 * 2048, 0x3c00);
+  const Matrix w = DenseMatrix{data.data(), 1024, 2048, DenseType::bf16};
+  for (const int64_t tokens : {1, 16, 64, 256}) {
+    report("bf16", pool.threads(), w, tokens, time_linear(pool, kernels, w, tokens, 1), 0);
+  }
+  bench_prompt_experts(pool, kernels);
 }
 
 }  // namespace
@@ -165,6 +246,13 @@ int main(int argc, char** argv) {
   const int64_t mebibytes = argc > 2 ? std::atoi(argv[2]) : 256;
   const QuantKernels& kernels = quant_kernels(isa);
   std::printf("%s\n", name(isa));
+  if (mebibytes == 0) {
+    for (int threads = 1; threads <= 2; ++threads) {
+      ThreadPool pool(threads);
+      bench_prompt(pool, kernels);
+    }
+    return 0;
+  }
   bench_loops();
   for (int threads = 1; threads <= 2; ++threads) {
     ThreadPool pool(threads);
@@ -196,6 +284,6 @@ int main(int argc, char** argv) {
       const Matrix small = DenseMatrix{data.data(), 256, 2048, type};
       report(what, threads, small, 64, time_linear(pool, kernels, small, 64, 2), 0);
     }
-    bench_experts(pool, kernels);
+    bench_decode_experts(pool, kernels);
   }
 }

@@ -176,18 +176,23 @@ struct QuantCase {
 struct ActivationCase {
   Guarded<int8_t> q;
   Guarded<float> scales, sums;
+  Guarded<std::byte> packed;
   QuantActivations view;
 
   ActivationCase(const QuantKernels& kernels, const QuantMatrix& w, const float* x, int64_t tokens)
       : q(tokens * w.padded()),
         scales(tokens * w.padded() / 64),
         sums(tokens * w.padded() / w.group),
-        view{q.data(), scales.data(), sums.data(), tokens, w.padded()} {
+        packed(kernels.pack ? tokens * packed_bytes(w.padded(), w.group) : 0),
+        view{q.data(), scales.data(), sums.data(), tokens, w.padded(), w.group} {
     const int64_t padded = w.padded(), groups = padded / w.group;
     for (int64_t t = 0; t < tokens; ++t) {
       kernels.quantize(x + t * w.cols, w.cols, padded, w.group, q.data() + t * padded,
                        scales.data() + t * padded / 64, sums.data() + t * groups);
     }
+    if (!kernels.pack) return;
+    kernels.pack(view, packed.data());
+    view.packed = packed.data();
   }
   double at(int64_t token, int64_t col) const {
     const int64_t i = token * view.padded + col;

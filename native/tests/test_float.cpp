@@ -416,7 +416,7 @@ void nothing_happens_without_tokens(Machine& m) {
 }  // namespace
 
 int main() {
-  for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::neon}) {
+  for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx, Isa::neon}) {
     if (!supports(isa)) {
       CHECK_THROWS(float_kernels(isa), std::invalid_argument);
       continue;

@@ -21,7 +21,7 @@ constexpr int kWidths[] = {2, 3, 4, 8};
 
 std::vector<Isa> isas() {
   std::vector<Isa> all;
-  for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::neon}) {
+  for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx, Isa::neon}) {
     if (supports(isa)) all.push_back(isa);
   }
   return all;

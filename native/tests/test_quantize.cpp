@@ -90,7 +90,7 @@ void every_instruction_set_gives_the_same_bits() {
     for_each_case([&](int bits, int size, bool nested) {
       const std::vector<float> weights = weights_of(groups, size);
       const Quantized expected = quantize(one, weights, size, bits, nested, Isa::scalar);
-      for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::neon}) {
+      for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx, Isa::neon}) {
         if (!supports(isa)) continue;
         CHECK(quantize(three, weights, size, bits, nested, isa) == expected);
       }
@@ -129,7 +129,7 @@ void errors_are_those_of_a_good_uniform_quantiser() {
 }
 
 void absent_instruction_sets_are_refused() {
-  for (Isa isa : {Isa::avx2, Isa::avx512, Isa::neon}) {
+  for (Isa isa : {Isa::avx2, Isa::avx512, Isa::amx, Isa::neon}) {
     if (supports(isa)) continue;
     ThreadPool pool(1);
     CHECK_THROWS(quantize(pool, std::vector<float>(32), 32, 4, true, isa), std::invalid_argument);

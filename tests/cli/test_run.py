@@ -111,7 +111,7 @@ def test_peak_memory_stays_within_three_budgets(large_store: Path) -> None:
         (["nowhere.headgate", "hi"], "nowhere.headgate does not exist"),
         (["STORE", "hi", "--memory", "8X"], "'8X' is not a size"),
         (["STORE", "hi", "--memory", "10M"], "the smallest that works is"),
-        (["STORE", "hi", "--experts-per-token", "99"], "the model has 32 experts"),
+        (["STORE", "hi", "--experts-per-token", "999"], "experts per token is 999; the model has"),
         (["STORE", "hi", "--expert-bits", "8"], "can be read at 2, 3, 4 bits"),
         (["STORE", "hi", "--max-tokens", "0"], "max_tokens is 0"),
         (["STORE", "hi", "--top-p", "2"], "top_p 2.0 is not in"),

@@ -72,7 +72,7 @@ def test_lossy_knobs_are_listed_and_exact_is_the_default(demo_store: DemoStore) 
     ("options", "error", "match"),
     [
         ({"experts_per_token": 0}, UsageError, "experts per token is 0"),
-        ({"experts_per_token": 33}, UsageError, "has 32 experts"),
+        ({"experts_per_token": 999}, UsageError, r"has \d+ experts"),
         ({"expert_bits": 8}, StoreError, "no 8-bit experts; it can be read at 2, 3, 4 bits"),
         ({"expert_bits": 5}, StoreError, "no 5-bit experts"),
         ({"context": 5000}, UsageError, r"1\.\.4096"),

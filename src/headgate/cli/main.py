@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 import headgate
+from headgate.cli.bench import bench
 from headgate.cli.convert import convert
 from headgate.cli.inspect import inspect
 from headgate.cli.probe import probe
@@ -31,6 +32,7 @@ app.command()(inspect)
 app.command()(verify)
 app.command()(synth)
 app.command()(probe)
+app.command()(bench)
 
 
 @app.callback(invoke_without_command=True)
