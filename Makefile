@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find native -type f) CMakeLists.txt pyproject.toml
 
-.PHONY: demo test check unit native-test sanitize neon-test fuzz bench format clean
+.PHONY: demo demo-eval test check unit native-test sanitize neon-test fuzz bench format clean
 
 demo: $(VENV)/.installed ## Ask the embedded model a question.
 	$(BIN)/headgate run "Which country is Oslo in?"
@@ -32,6 +32,9 @@ neon-test: $(VENV)/.tested ## Kernels cross-compiled for arm64, under emulation 
 
 fuzz: $(VENV)/.tested ## 10,000 fuzzed headers and manifests.
 	HEADGATE_FUZZ_EXAMPLES=10000 $(BIN)/python -m pytest -q tests -k fuzz
+
+demo-eval: $(VENV)/.installed ## The demo model's scores on the held-out set.
+	$(BIN)/python demo/evaluate.py
 
 bench: $(VENV)/.installed ## What is promised of its speed: figure, bar, reached or not.
 	$(BIN)/python benchmarks/goals.py $(BENCH)

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <string>
 
 namespace headgate::bindings {
@@ -38,18 +39,24 @@ inline void require_aligned(const void* p, size_t bytes, const char* what) {
   if (reinterpret_cast<uintptr_t>(p) % bytes != 0) refuse(std::string(what) + " is not aligned");
 }
 
-// A new float32 array, its memory owned by a capsule.
+// A new float32 array, its memory owned by a capsule. It starts at a cache line: kernels
+// that read vectors across two lines lose a third of their speed.
 struct NewArray {
+  static constexpr std::align_val_t kAlignment{64};
+  struct Free {
+    void operator()(float* p) const { ::operator delete(p, kAlignment); }
+  };
   NewArray(int64_t rows, int64_t cols)
       : shape{static_cast<size_t>(rows), static_cast<size_t>(cols)},
-        data(new float[shape[0] * shape[1]]) {}
+        data(static_cast<float*>(::operator new(shape[0] * shape[1] * sizeof(float), kAlignment))) {
+  }
   nb::object take() {
     float* p = data.release();
-    nb::capsule owner(p, [](void* q) noexcept { delete[] static_cast<float*>(q); });
+    nb::capsule owner(p, [](void* q) noexcept { Free{}(static_cast<float*>(q)); });
     return nb::cast(nb::ndarray<nb::numpy, float>(p, 2, shape, owner));
   }
   size_t shape[2];
-  std::unique_ptr<float[]> data;
+  std::unique_ptr<float, Free> data;
 };
 
 }  // namespace headgate::bindings

@@ -6,21 +6,15 @@
 // a time. Chain j of four starts from zero and adds bias * sum of groups j, j + 4, ...
 // of these, and then scale * product of blocks j, j + 4, ..., each block's first half
 // first; the four chains are added to the result in order.
-#include "kernels/quant_avx512.inl"
-// which the next one needs
+#include "kernels/quant_amx_codes.inl"
 #include "kernels/quant_amx_row.inl"
 #include "kernels/quant_isa.h"
 
 namespace headgate::kernels {
 namespace {
 
-using F = V::F;
-
-constexpr int kRows = kAmxRows;
-constexpr int kLanes = V::kLanes;
 constexpr int kTokenTiles = 16;  // whose sums are live at a time
 constexpr int kFewTokens = 3;    // up to which rows are better taken one by one
-static_assert(kRows == kLanes);
 
 // Halves of a block with groups of their own.
 template <int G>
@@ -47,9 +41,7 @@ TokenTile token_tile(const QuantActivations& x, int64_t token) {
 // What one call keeps on the stack. Rows and tokens that are not there leave numbers
 // that nobody reads.
 struct Work {
-  alignas(64) uint8_t codes[kTile][kRows][64];
-  alignas(64) float scale[2 * kTile][kRows];  // of each group
-  alignas(64) float bias[2 * kTile][kRows];
+  RowTiles rows;
   alignas(64) int32_t dot[2][2][kRows * kLanes];  // [turn][half]
   alignas(64) float sum[kTokenTiles][kRows * kLanes];
 };
@@ -84,102 +76,6 @@ struct Tiles {
   }
   ~Tiles() { _tile_release(); }
 };
-
-// Transposes 16 x 16 values of 32 bits.
-HEADGATE_INLINE void transpose(F (&v)[16]) {
-  F a[16];
-  HEADGATE_UNROLL
-  for (int i = 0; i < 16; i += 4) {  // 4 x 4 in every 128-bit lane
-    const F low0 = _mm512_unpacklo_ps(v[i], v[i + 1]), high0 = _mm512_unpackhi_ps(v[i], v[i + 1]);
-    const F low1 = _mm512_unpacklo_ps(v[i + 2], v[i + 3]);
-    const F high1 = _mm512_unpackhi_ps(v[i + 2], v[i + 3]);
-    a[i] = _mm512_shuffle_ps(low0, low1, 0x44);
-    a[i + 1] = _mm512_shuffle_ps(low0, low1, 0xee);
-    a[i + 2] = _mm512_shuffle_ps(high0, high1, 0x44);
-    a[i + 3] = _mm512_shuffle_ps(high0, high1, 0xee);
-  }
-  HEADGATE_UNROLL
-  for (int i = 0; i < 4; ++i) {  // 4 x 4 lanes
-    const F even0 = _mm512_shuffle_f32x4(a[i], a[i + 4], 0x88);
-    const F odd0 = _mm512_shuffle_f32x4(a[i], a[i + 4], 0xdd);
-    const F even1 = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], 0x88);
-    const F odd1 = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], 0xdd);
-    v[i] = _mm512_shuffle_f32x4(even0, even1, 0x88);
-    v[i + 4] = _mm512_shuffle_f32x4(odd0, odd1, 0x88);
-    v[i + 8] = _mm512_shuffle_f32x4(even0, even1, 0xdd);
-    v[i + 12] = _mm512_shuffle_f32x4(odd0, odd1, 0xdd);
-  }
-}
-
-// Scales and biases of `groups` groups of some rows, from group `base` of the first on:
-// a scale and a bias are transposed as one number of 32 bits.
-template <int G>
-void load_scales(const QuantMatrix& w, int64_t base, int64_t row_groups, int rows, int groups,
-                 Work& work) {
-  const Cell cell = cell_of(w);
-  const F step = V::set1(cell.step), middle = V::set1(cell.middle);
-  for (int first = 0; first < groups; first += kLanes) {
-    const __mmask16 mask = V::first(groups - first);
-    F pair[kRows];
-    HEADGATE_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const int64_t at = base + (r < rows ? r : 0) * row_groups + first;
-      const __m512i scale = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, w.scales + at));
-      const __m512i bias = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, w.biases + at));
-      pair[r] = _mm512_castsi512_ps(_mm512_or_si512(scale, _mm512_slli_epi32(bias, 16)));
-    }
-    transpose(pair);
-    if (w.half == HalfType::bf16) {
-      HEADGATE_UNROLL
-      for (int i = 0; i < kLanes; ++i) {
-        const __m512i both = _mm512_castps_si512(pair[i]);
-        const F scale = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
-        const F bias = _mm512_castsi512_ps(
-            _mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
-        V::store(work.scale[first + i], V::mul(scale, step));
-        V::store(work.bias[first + i], V::fma(scale, middle, bias));
-      }
-    } else {
-      HEADGATE_UNROLL
-      for (int i = 0; i < kLanes; ++i) {
-        const __m512i both = _mm512_castps_si512(pair[i]);
-        const F scale = V::from_f16(_mm512_cvtepi32_epi16(both));
-        const F bias = V::from_f16(_mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16)));
-        V::store(work.scale[first + i], V::mul(scale, step));
-        V::store(work.bias[first + i], V::fma(scale, middle, bias));
-      }
-    }
-  }
-}
-
-// Fetches what lies `ahead` bytes after a row's blocks in a plane: the next rows' part.
-template <int Bytes>
-HEADGATE_INLINE void fetch_rows_ahead(const uint8_t* at, int64_t ahead) {
-  const auto first = reinterpret_cast<uintptr_t>(at) + static_cast<uintptr_t>(ahead * Bytes);
-  HEADGATE_UNROLL
-  for (int i = 0; i < kTile * Bytes; i += 64) {
-    __builtin_prefetch(reinterpret_cast<const void*>(first + static_cast<uintptr_t>(i)));
-  }
-}
-
-// Decodes blocks [first, first + n) of `rows` rows from `row` on.
-template <int P, int G>
-void load_codes(const QuantMatrix& w, int64_t row, int rows, int64_t first, int n, Work& work) {
-  const int64_t blocks = padded_cols<G>(w.cols) / 64, groups = padded_cols<G>(w.cols) / G;
-  load_scales<G>(w, row * groups + first * 64 / G, groups, rows, n * 64 / G, work);
-  for (int r = 0; r < rows; ++r) {
-    Planes at = planes_at<P>(w, (row + r) * blocks + first);
-    const int64_t ahead = kRows * blocks;
-    fetch_rows_ahead<16>(at.q2, ahead);
-    if constexpr (P >= 3) fetch_rows_ahead<8>(at.q3, ahead);
-    if constexpr (P >= 4) fetch_rows_ahead<8>(at.q4, ahead);
-    if constexpr (P == 8) fetch_rows_ahead<32>(at.q8, ahead);
-    for (int i = 0; i < n; ++i) {
-      V::decode<P>(at, work.codes[i][r]);
-      next_block<P>(at);
-    }
-  }
-}
 
 // dot[half][row * W + token] = codes of the row . q of the token.
 template <int W, int S>
@@ -225,15 +121,17 @@ HEADGATE_INLINE F of_rows(const float (&rows)[kRows], int z) {
 }
 
 // Adds n blocks from `first` on of the rows times one tile of tokens, in lanes for W.
+// `ahead` may be null.
 template <int W, int G>
-void add_blocks(Work& work, const TokenTile& x, int64_t first, int n, float* sums) {
+void add_blocks(Work& work, const TokenTile& x, int64_t first, int n, const RowsAhead* ahead,
+                float* sums) {
   constexpr int S = kHalves<G>;
   asm volatile("" ::: "memory");  // GCC 12 does not know that _tile_loadd reads memory
   const int8_t* q = x.q + first * 64 * x.n;
   const float* parts = x.sums + first * 64 / G * x.n;
   const int groups = n * 64 / G;
   int turn = 0;
-  multiply<W, S>(work.codes[0], q, x.n, work.dot[0]);
+  multiply<W, S>(work.rows.codes[0], q, x.n, work.dot[0]);
   for (int chain = 0; chain < 4; ++chain) {
     F sum[W];
     HEADGATE_UNROLL
@@ -241,17 +139,18 @@ void add_blocks(Work& work, const TokenTile& x, int64_t first, int n, float* sum
     for (int g = chain; g < groups; g += 4) {
       const F part = of_tokens<W>(parts + g * x.n, x.n);
       HEADGATE_UNROLL
-      for (int z = 0; z < W; ++z) sum[z] = V::fma(of_rows<W>(work.bias[g], z), part, sum[z]);
+      for (int z = 0; z < W; ++z) sum[z] = V::fma(of_rows<W>(work.rows.bias[g], z), part, sum[z]);
     }
     for (int i = chain; i < n; i += 4) {
       const int next = i + 4 < n ? i + 4 : chain < 3 ? chain + 1 : n;
       if (next < n) {  // one block ahead of the floats
-        multiply<W, S>(work.codes[next], q + next * 64 * x.n, x.n, work.dot[turn ^ 1]);
+        multiply<W, S>(work.rows.codes[next], q + next * 64 * x.n, x.n, work.dot[turn ^ 1]);
       }
+      if (ahead) ahead->fetch(i);
       const F scale = of_tokens<W>(x.scales + (first + i) * x.n, x.n);
       HEADGATE_UNROLL
       for (int s = 0; s < S; ++s) {
-        const auto& row_scales = work.scale[(i * 64 + s * 32) / G];
+        const auto& row_scales = work.rows.scale[(i * 64 + s * 32) / G];
         HEADGATE_UNROLL
         for (int z = 0; z < W; ++z) {
           const __m512i dot = _mm512_load_si512(work.dot[turn][s] + z * kLanes);
@@ -272,18 +171,19 @@ void add_blocks(Work& work, const TokenTile& x, int64_t first, int n, float* sum
 inline int width_of(int n) { return n <= 2 ? n : n <= 4 ? 4 : n <= 8 ? 8 : kLanes; }
 
 template <int G>
-void add_blocks(Work& work, const TokenTile& x, int64_t first, int n, float* sums) {
+void add_blocks(Work& work, const TokenTile& x, int64_t first, int n, const RowsAhead* ahead,
+                float* sums) {
   switch (width_of(x.n)) {
     case 1:
-      return add_blocks<1, G>(work, x, first, n, sums);
+      return add_blocks<1, G>(work, x, first, n, ahead, sums);
     case 2:
-      return add_blocks<2, G>(work, x, first, n, sums);
+      return add_blocks<2, G>(work, x, first, n, ahead, sums);
     case 4:
-      return add_blocks<4, G>(work, x, first, n, sums);
+      return add_blocks<4, G>(work, x, first, n, ahead, sums);
     case 8:
-      return add_blocks<8, G>(work, x, first, n, sums);
+      return add_blocks<8, G>(work, x, first, n, ahead, sums);
     default:
-      return add_blocks<kLanes, G>(work, x, first, n, sums);
+      return add_blocks<kLanes, G>(work, x, first, n, ahead, sums);
   }
 }
 
@@ -306,9 +206,11 @@ void tile_rows(const QuantMatrix& w, const QuantActivations& x, int64_t token, i
     std::memset(work.sum, 0, static_cast<size_t>(count) * sizeof work.sum[0]);
     for (int64_t first = 0; first < blocks; first += kTile) {
       const int n = blocks_in_tile(first, blocks);
-      load_codes<P, G>(w, row, rows, first, n, work);
+      load_codes<P, G>(w, row, rows, first, n, work.rows);
+      const auto ahead = RowsAhead::of<P>(w, row, blocks, first, n);
       for (int i = 0; i < count; ++i) {
-        add_blocks<G>(work, token_tile<G>(x, token + i * kLanes), first, n, work.sum[i]);
+        add_blocks<G>(work, token_tile<G>(x, token + i * kLanes), first, n, i ? nullptr : &ahead,
+                      work.sum[i]);
       }
     }
     for (int i = 0; i < count; ++i) {

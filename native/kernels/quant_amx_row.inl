@@ -1,6 +1,7 @@
 // A row times single tokens in AVX-512, to the bit what quant_amx.cpp computes with
 // tiles: there, tiles would cost more than they save, and reading one row after the
 // other is what memory likes best.
+#include "kernels/quant_avx512.inl"
 #include "kernels/quant_tile.inl"
 
 namespace headgate::kernels {

@@ -1,5 +1,7 @@
 // The primitives of quant_rows.inl in AVX-512 (F, BW, DQ, VL) with VNNI. A file that
 // includes this keeps a copy of its own, like that of quant_rows.inl.
+#pragma once
+
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC 12 warns of its own intrinsics (gcc.gnu.org bug 105593), wherever they end up.
 #pragma GCC diagnostic ignored "-Wuninitialized"

@@ -210,6 +210,31 @@ void quantised_products_match(Isa isa) {
   check_quant(quant_kernels(isa), w, x, 70, 0, 3);
 }
 
+// More tokens than rows have lanes and tiles have columns, with and without what pack()
+// makes of them.
+void prompts_match(Isa isa) {
+  const QuantKernels& kernels = quant_kernels(isa);
+  Random random(9);
+  for (const int64_t tokens : {2, 3, 4, 5, 8, 11, 16, 17, 34, 260}) {
+    for (const int group : {32, 64, 128}) {
+      const int64_t rows = pick(random, 1, 40), begin = pick(random, 0, rows - 1);
+      const int64_t cols = tokens < 16 ? pick(random, 900, 2600) : pick(random, 1, 300);
+      const int stored = kWidths[pick(random, 0, 3)], used = std::min(stored, kWidths[tokens % 4]);
+      const QuantCase w(random, rows, cols, group, stored, used, pick(random, 0, 1));
+      const auto x = random_floats(random, tokens * cols);
+      check_quant(kernels, w, x, tokens, begin, rows);
+
+      const ActivationCase packed(kernels, w.matrix, x.data(), tokens);
+      QuantActivations plain = packed.view;
+      plain.packed = nullptr;
+      std::vector<float> y(static_cast<size_t>(rows * tokens)), same(y.size());
+      kernels.quant_rows(w.matrix, packed.view, begin, rows, y.data(), rows);
+      kernels.quant_rows(w.matrix, plain, begin, rows, same.data(), rows);
+      CHECK(y == same);
+    }
+  }
+}
+
 void dense_products_match(Isa isa) {
   const QuantKernels& kernels = quant_kernels(isa);
   Random random(4);
@@ -237,7 +262,7 @@ void dense_products_match(Isa isa) {
 void linear_is_rows_of_each_matrix(Isa isa) {
   const QuantKernels& kernels = quant_kernels(isa);
   Random random(5);
-  for (const int64_t tokens : {1, 6}) {
+  for (const int64_t tokens : {1, 6, 37}) {
     const int64_t cols = 330;
     const QuantCase a(random, 60, cols, 64, 4, 4, true), b(random, 33, cols, 128, 8, 3, false);
     const QuantCase c(random, 20, cols, 64, 2, 2, true);
@@ -310,6 +335,7 @@ void experts_are_compositions(Isa isa) {
       const ExpertCase c(random, ExpertKind::quant, group, used == 4 ? 8 : used, used, 4);
       check_experts(kernels, c, 1, false);
       check_experts(kernels, c, 5, false);
+      check_experts(kernels, c, 40, false);
       check_experts(kernels, c, 3, true);
     }
   }
@@ -372,6 +398,7 @@ int main() {
     RUN(quantised_activations_are_near(isa));
     RUN(values_that_are_not_finite_show(isa));
     RUN(quantised_products_match(isa));
+    RUN(prompts_match(isa));
     RUN(dense_products_match(isa));
     RUN(linear_is_rows_of_each_matrix(isa));
     RUN(experts_are_compositions(isa));

@@ -112,9 +112,9 @@ def test_elementwise_operations(isa: str, tokens: int, width: int, seed: int) ->
     ops = CpuOps(2, isa=isa)
     x, y, w = normal(seed, tokens, width), normal(seed + 1, tokens, width), normal(seed, width)
     gate = normal(seed + 2, tokens, 1)
-    close(ops.rms_norm(x, w, 1e-6), REFERENCE.rms_norm(x, w, 1e-6), 1e-6)
-    close(ops.silu_mul(x, y), REFERENCE.silu_mul(x, y), 1e-6)
-    close(ops.add_gated(x, y, gate), REFERENCE.add_gated(x, y, gate), 1e-6)
+    close(ops.rms_norm(x, w, 1e-6), REFERENCE.rms_norm(x, w, 1e-6), 4e-6)
+    close(ops.silu_mul(x, y), REFERENCE.silu_mul(x, y), 4e-6)
+    close(ops.add_gated(x, y, gate), REFERENCE.add_gated(x, y, gate), 4e-6)
 
 
 @isas

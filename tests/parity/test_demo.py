@@ -26,7 +26,8 @@ from tests.parity.reference import (
 
 pytest.importorskip("transformers")
 
-TRANSCRIPTS = Path(__file__).parent.parent / "data" / "transcripts.jsonl"
+TRANSCRIPTS = Path(__file__).parent.parent.parent / "demo" / "held_out.jsonl"
+SHORT = 1300  # characters of a line: transformers takes its time over the others
 
 
 def rendered(engine: Engine) -> Iterator[tuple[list[int], list[int]]]:
@@ -34,11 +35,13 @@ def rendered(engine: Engine) -> Iterator[tuple[list[int], list[int]]]:
     files = {"chat_template.jinja": engine.store.read_file("chat_template.jinja")}
     template = ChatTemplate.from_files(files)
     assert template is not None
-    for line in TRANSCRIPTS.read_text().splitlines():
+    lines = [x for x in TRANSCRIPTS.read_text().splitlines() if len(x) < SHORT]
+    for line in lines[:: len(lines) // 30][:30]:
         t = json.loads(line)
+        thinking = {"enable_thinking": t["thinking"]}
         first = next(i for i, m in enumerate(t["messages"]) if m["role"] == "assistant")
-        prompt = template.render(t["messages"][:first], t["tools"])
-        whole = template.render(t["messages"], t["tools"], add_generation_prompt=False)
+        prompt = template.render(t["messages"][:first], t["tools"], **thinking)
+        whole = template.render(t["messages"], t["tools"], add_generation_prompt=False, **thinking)
         yield engine.tokenizer.encode(prompt), engine.tokenizer.encode(whole)
 
 
@@ -107,15 +110,13 @@ def mean_divergence(engine: Engine, expected: list[Floats]) -> float:
     )
 
 
-@pytest.mark.parametrize(("dense", "bound"), [(16, 1e-3), (8, 4e-3)])
+@pytest.mark.parametrize("dense", [16, 8])
 def test_divergence_rises_as_expert_bits_fall(
-    folder: Path, expected: list[Floats], dense: int, bound: float
+    folder: Path, expected: list[Floats], dense: int
 ) -> None:
-    """With 8-bit projections the divergence of this small model is mostly that of tokens
-    whose routing tips over; docs/format.md has the measurements."""
     found = {b: mean_divergence(load(folder, b, dense), expected) for b in (8, 4, 3, 2)}
     print(f"dense bits {dense}, mean KL:", {bits: f"{kl:.6f}" for bits, kl in found.items()})
-    assert found[8] <= bound
+    assert found[8] <= 1e-3
     assert found[8] < found[4] < found[3] < found[2]
 
 

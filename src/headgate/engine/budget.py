@@ -17,7 +17,7 @@ MIB = 1 << 20
 
 #: Thread stacks, allocator slack, buffers of the tokenizer and of the terminal.
 MARGIN = 24 * MIB
-PROMPT_CHUNKS = (256, 128, 64, 32, 16)
+PROMPT_CHUNKS = (512, 256, 128, 64, 32, 16)
 #: Never take more than this of what the machine has free, unless told to.
 DEFAULT_SHARE = 0.7
 
@@ -181,9 +181,9 @@ def plan_budget(
 
 def scratch_bytes(config: ModelConfig, chunk: int, k: int) -> int:
     """float32 activations alive at once while a chunk of tokens goes through a layer,
-    counted generously, and the sampler's copies of the logits."""
+    and the sampler's copies of the logits."""
     widest = config.activation_width
     per_token = (
-        4 * (2 * widest + (k + 8) * config.hidden_size) + 8 * k * config.moe_intermediate_size
+        4 * (widest + (k + 8) * config.hidden_size) + 8 * k * config.moe_intermediate_size
     )
     return chunk * per_token + 40 * config.vocab_size

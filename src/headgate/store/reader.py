@@ -134,7 +134,7 @@ class Store:
 
     def _read_dense(self) -> npt.NDArray[np.uint8]:
         size = self._dense_file_bytes()
-        buffer = AlignedBuffer(align(max(size, 1), ALIGNMENT))
+        buffer = AlignedBuffer(align(max(size, 1), ALIGNMENT), True)
         path = self.path / DENSE_FILE
         whole = size // ALIGNMENT * ALIGNMENT
         queue = ReadQueue()

@@ -104,8 +104,8 @@ class ExpertStream:
                 request.waiting.append(i)
             else:
                 request.resident.append((i, slot))
-        self.stats.hits += len(request.resident) + len(under_way)
-        self.stats.misses += len(request.waiting)
+        self.stats.hits += len(request.resident)
+        self.stats.misses += len(request.waiting) + len(under_way)
         self._submit(request)
         self.stats.keep_s += perf_counter() - began
         return request

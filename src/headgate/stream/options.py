@@ -41,7 +41,7 @@ class StreamStats:
     """Counts and seconds since the stream was opened.
 
     Attributes:
-        hits, misses: routed experts found in memory, and read.
+        hits, misses: routed experts found in memory, and read, or still being read.
         bytes_read: of all reads, lookahead included.
         layers, stalls: requests computed, and those that had to wait for a read.
         wait_s: blocked on reads. compute_s: multiplying experts. keep_s: deciding,

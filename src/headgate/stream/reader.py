@@ -45,7 +45,6 @@ class RecordReader:
         self.queue = ReadQueue("auto", **{name: n for name, n in sizes.items() if n})
         if options.throttle:
             self.queue.set_throttle(options.throttle)
-        self._target = self.queue.add_buffer(self._arena)
         self._reads: dict[int, Read] = {}
         self._tag = 0
         paths = [store.expert_path(layer) for layer in store.manifest.layers]
@@ -55,6 +54,8 @@ class RecordReader:
             self._maps = [np.memmap(path, np.uint8, "r") for path in paths]
         else:
             self._open([str(path) for path in paths], options.read_mode)
+        # Last: opening a file tries a read, which would wait until the arena is pinned.
+        self._target = self.queue.add_buffer(self._arena)
         # A record is checked when it is first read by this process.
         self._checked = np.zeros((len(paths), store.manifest.num_experts), np.bool_)
         self._done: list[tuple[Read, int]] = []  # read through a mapping, not yet returned
