@@ -183,7 +183,5 @@ def scratch_bytes(config: ModelConfig, chunk: int, k: int) -> int:
     """float32 activations alive at once while a chunk of tokens goes through a layer,
     and the sampler's copies of the logits."""
     widest = config.activation_width
-    per_token = (
-        4 * (widest + (k + 8) * config.hidden_size) + 8 * k * config.moe_intermediate_size
-    )
+    per_token = 4 * (widest + (k + 8) * config.hidden_size) + 8 * k * config.moe_intermediate_size
     return chunk * per_token + 40 * config.vocab_size
