@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from headgate.convert import ConvertOptions, convert
 from headgate.demo import CHECKPOINT
 from tests.checkpoints import tiny_checkpoint
+
+# Fresh random inputs for developers; the same ones each time where a failure would only
+# be repeated by chance.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 DemoStore = Callable[..., Path]
 
@@ -51,6 +59,4 @@ def large_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests leave the user's cache alone."""
-    import os
-
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))

@@ -44,8 +44,10 @@ def plain_weight(seed: int, rows: int, columns: int, dtype: str) -> PlainWeight:
     return PlainWeight(from_float(values, half), half)  # type: ignore[arg-type]
 
 
-def close(actual: Floats, expected: Floats, tolerance: float) -> None:
-    scale = float(np.abs(expected).max()) or 1.0
+def close(actual: Floats, expected: Floats, tolerance: float, terms: Floats | None = None) -> None:
+    """Equal up to ``tolerance`` of the largest value, or of the largest sum of absolute
+    ``terms``, which few outputs may cancel to almost nothing."""
+    scale = float(np.abs(expected if terms is None else terms).max()) or 1.0
     assert actual.shape == expected.shape
     assert float(np.abs(actual - expected).max()) <= tolerance * scale
 
@@ -72,7 +74,8 @@ def test_linear_with_float_activations_is_the_matrix_product(
     ops = CpuOps(2, isa=isa)
     (y,) = ops.linear(x, ops.matrix(weight), exact=True)
     (expected,) = REFERENCE.linear(x, REFERENCE.matrix(weight))
-    close(y, expected, 2e-6 * columns**0.5)
+    terms = np.abs(x) @ np.abs(REFERENCE.matrix(weight)).T
+    close(y, expected, 2e-6, terms)
 
 
 @isas
@@ -260,7 +263,7 @@ def test_experts_from_their_records(
     y, expected = np.zeros((pairs, hidden), np.float32), np.zeros((pairs, hidden), np.float32)
     CpuOps(2, exact=True, isa=isa).expert_kernel(layout, used)(arena, batch, x, y)
     REFERENCE.expert_kernel(layout, used)(arena, batch, x, expected)
-    close(y, expected, 2e-5)
+    close(y, expected, 2e-5, np.append(expected.ravel(), 0.02 * inter))
 
 
 @isas
