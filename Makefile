@@ -46,10 +46,10 @@ format: $(VENV)/.tested
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
 
 # Editable, so that Python changes need no build; C++ changes build again.
 $(VENV)/.installed: $(VENV)/bin/python $(NATIVE)
+	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "scikit-build-core>=0.11" "nanobind>=2.9" ninja "cmake>=3.20"
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable .
 	touch $@
