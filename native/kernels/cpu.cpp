@@ -43,7 +43,8 @@ bool supports(Isa isa) {
     case Isa::avx512:
       return supports(Isa::avx2) && __builtin_cpu_supports("avx512f") &&
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
+             __builtin_cpu_supports("avx512vnni");
 #if defined(HEADGATE_AMX)
     case Isa::amx: {
       static const bool granted = tiles_granted();

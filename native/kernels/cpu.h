@@ -3,6 +3,7 @@
 
 namespace headgate::kernels {
 
+// `avx512` is F, BW, DQ, VL, VBMI and VNNI: what came with Ice Lake and Zen 4.
 // `amx` is `avx512` with AMX tiles for integer products.
 enum class Isa { scalar, avx2, avx512, amx, neon };
 

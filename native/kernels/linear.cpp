@@ -9,9 +9,11 @@ namespace headgate::kernels {
 namespace {
 
 constexpr std::array<int32_t, 3> kGroups = {32, 64, 128};
-constexpr int64_t kPackedTokens = 16;      // at a time: QuantKernels::pack
-constexpr int64_t kRangeBytes = 32 << 10;  // of weights: a few microseconds of reading
-constexpr int64_t kInline = 32 << 10;      // products that cost less than waking a thread
+constexpr int64_t kPackedTokens = 16;  // at a time: QuantKernels::pack
+// Of weights. What is fetched ahead at the end of a range is of use to another thread at best,
+// so ranges are long; the last ones are shared out by row_grain.
+constexpr int64_t kRangeBytes = 256 << 10;
+constexpr int64_t kInline = 32 << 10;  // products that cost less than waking a thread
 
 // Activations for each group size that the matrices use.
 std::array<QuantActivations, 3> quantize_all(ThreadPool& pool, const QuantKernels& kernels,

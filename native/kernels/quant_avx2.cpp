@@ -11,6 +11,7 @@ struct V {
   using F = __m256;
   static constexpr int kLanes = 8;
   static constexpr int kTokens = 2;
+  static constexpr int kRowsAlone = 1;
   static constexpr int kSums = 2;
   static constexpr float code_offset(int) { return 0.0f; }
 

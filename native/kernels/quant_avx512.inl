@@ -1,4 +1,4 @@
-// The primitives of quant_rows.inl in AVX-512 (F, BW, DQ, VL) with VNNI. A file that
+// The primitives of quant_rows.inl in AVX-512 (F, BW, DQ, VL) with VBMI and VNNI. A file that
 // includes this keeps a copy of its own, like that of quant_rows.inl.
 #pragma once
 
@@ -19,6 +19,7 @@ struct V {
   using F = __m512;
   static constexpr int kLanes = 16;
   static constexpr int kTokens = 4;
+  static constexpr int kRowsAlone = 4;
   static constexpr int kSums = 2;  // accumulators per row and token of a float product
   static constexpr float code_offset(int) { return 0.0f; }
 
@@ -53,24 +54,45 @@ struct V {
   }
 
   template <int P, class At>
-  static void decode(const At& at, uint8_t* codes);
+  static __m512i decoded(const At& at);
+  template <int P, class At>
+  static void decode(const At& at, uint8_t* codes) {
+    _mm512_store_si512(codes, decoded<P>(at));
+  }
   template <int P, int S, int R, int T, class Tile, class Factor>
   static void dot(const Tile* tiles, const int8_t* const* q, const Factor& factor, int n,
                   F (&sum)[R][T]);
+  template <int P, int S, int R, class At, class Factor>
+  static void dot_planes(At at, int64_t stride, const int8_t* q, const Factor& factor, int n,
+                         F (&sum)[R][1]);
   static float quantize_block(const float* x, int8_t* q, int32_t* sums);
 };
 
-inline __mmask64 mask_at(const uint8_t* p) {
-  uint64_t bits;
-  std::memcpy(&bits, p, sizeof bits);
-  return _cvtu64_mask64(bits);
+inline __m512i word_at(const uint8_t* p) {
+  int64_t word;
+  std::memcpy(&word, p, sizeof word);
+  return _mm512_set1_epi64(word);
+}
+
+// For vpmultishiftqb: bit i of a 64-bit word goes to bit `up` of byte i.
+HEADGATE_INLINE __m512i to_byte(int up) {
+  alignas(64) uint8_t from[64];
+  for (int i = 0; i < 64; ++i) from[i] = static_cast<uint8_t>((i + 64 - up) % 64);
+  return _mm512_load_si512(from);
+}
+
+// code, with bit `up` of byte i taken from bit i of the word at p.
+template <int up>
+HEADGATE_INLINE __m512i with_bits(__m512i code, const uint8_t* p) {
+  const __m512i bits = _mm512_multishift_epi64_epi8(to_byte(up), word_at(p));
+  return _mm512_ternarylogic_epi32(code, bits, _mm512_set1_epi8(1 << up), 0xf8);  // a | (b & c)
 }
 
 // q2 is copied to the four 128-bit lanes; rotating lane k right by 2k brings its
 // two bits to the bottom, and left by `top` to where the code wants them. They stay
 // inside their byte, so rotating 32 bits at a time is as good as bytes.
 template <int P, class At>
-void V::decode(const At& at, uint8_t* codes) {
+HEADGATE_INLINE __m512i V::decoded(const At& at) {
   constexpr int top = P - 2;
   const __m512i turn = _mm512_set_epi32(
       (top + 26) % 32, (top + 26) % 32, (top + 26) % 32, (top + 26) % 32, (top + 28) % 32,
@@ -79,19 +101,27 @@ void V::decode(const At& at, uint8_t* codes) {
   const __m128i q2 = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at.q2));
   __m512i code = _mm512_and_si512(_mm512_rolv_epi32(_mm512_broadcast_i32x4(q2), turn),
                                   _mm512_set1_epi8(static_cast<char>(3 << top)));
-  if constexpr (P >= 3) {
-    code = _mm512_mask_add_epi8(code, mask_at(at.q3), code, _mm512_set1_epi8(1 << (top - 1)));
-  }
-  if constexpr (P >= 4) {
-    code = _mm512_mask_add_epi8(code, mask_at(at.q4), code, _mm512_set1_epi8(1 << (top - 2)));
-  }
+  if constexpr (P >= 3) code = with_bits<top - 1>(code, at.q3);
+  if constexpr (P >= 4) code = with_bits<top - 2>(code, at.q4);
   if constexpr (P == 8) {
     const __m256i q8 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at.q8));
     const __m512i down = _mm512_set_epi32(4, 4, 4, 4, 4, 4, 4, 4, 0, 0, 0, 0, 0, 0, 0, 0);
     const __m512i low = _mm512_srlv_epi32(_mm512_broadcast_i64x4(q8), down);
     code = _mm512_ternarylogic_epi32(code, low, _mm512_set1_epi8(15), 0xf8);  // code | (low & 15)
   }
-  _mm512_store_si512(codes, code);
+  return code;
+}
+
+// One term of a sum: factor[s][i] * (codes . x), half by half if S is 2.
+template <int S, class Factor>
+HEADGATE_INLINE __m512 add_block(__m512i codes, __m512i x, const Factor& factor, int i,
+                                 __m512 sum) {
+  const __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes, x);
+  __m512 scale = _mm512_set1_ps(factor[0][i]);
+  if constexpr (S == 2) {
+    scale = _mm512_mask_broadcastss_ps(scale, 0xff00, _mm_load_ss(&factor[1][i]));
+  }
+  return _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, sum);
 }
 
 // sum[r][t] += factor[r][t][half][block] * (codes of row r) . (q of token t), for n
@@ -108,14 +138,34 @@ inline void V::dot(const Tile* tiles, const int8_t* const* q, const Factor& fact
       const __m512i x = _mm512_loadu_si512(q[t] + i * 64);
       HEADGATE_UNROLL
       for (int r = 0; r < R; ++r) {
-        const __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), code[r], x);
-        F scale = _mm512_set1_ps(factor[r][t][0][i]);
-        if constexpr (S == 2) {
-          scale = _mm512_mask_broadcastss_ps(scale, 0xff00, _mm_load_ss(&factor[r][t][1][i]));
-        }
-        sum[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, sum[r][t]);
+        sum[r][t] = add_block<S>(code[r], x, factor[r][t], i, sum[r][t]);
       }
     }
+  }
+}
+
+// The same sums in the same order as dot(), for one token and rows that are `stride` blocks
+// apart, from planes to sums without a detour through memory.
+template <int P, int S, int R, class At, class Factor>
+HEADGATE_INLINE void V::dot_planes(At at, int64_t stride, const int8_t* q, const Factor& factor,
+                                   int n, F (&sum)[R][1]) {
+  static_assert(R <= 4);
+  int64_t one = 8 * stride, three = 24 * stride;
+  for (int i = 0; i < n; ++i) {
+    // All rows are addressed from the first one's planes; a pointer for every plane of every
+    // row, which is what compilers make of this otherwise, does not fit the registers.
+    asm("" : "+r"(one), "+r"(three));
+    const __m512i x = _mm512_loadu_si512(q + i * 64);
+    HEADGATE_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const int64_t off = r == 3 ? three : r * one;
+      At row = {at.q2 + 2 * off, nullptr, nullptr, nullptr};
+      if constexpr (P >= 3) row.q3 = at.q3 + off;
+      if constexpr (P >= 4) row.q4 = at.q4 + off;
+      if constexpr (P == 8) row.q8 = at.q8 + 4 * off;
+      sum[r][0] = add_block<S>(decoded<P>(row), x, factor[r][0], i, sum[r][0]);
+    }
+    next_block<P>(at);
   }
 }
 

@@ -11,6 +11,7 @@ struct V {
   using F = float32x4_t;
   static constexpr int kLanes = 4;
   static constexpr int kTokens = 4;
+  static constexpr int kRowsAlone = 1;
   static constexpr int kSums = 2;
   // sdot is signed times signed, so dot() subtracts 128 from 8-bit codes.
   static constexpr float code_offset(int bits) { return bits == 8 ? 128.0f : 0.0f; }

@@ -13,6 +13,8 @@
 //   decode<P>(planes, codes)   one block of 64 codes, in order
 //   dot<P, S, R, T>(...)       see AVX-512's
 //   quantize_block(x, q, sums) 64 values -> int8, their scale, sums of the halves
+//   kRowsAlone           rows of a single token that are multiplied together, decoded in
+//                        registers by dot_planes; 1 for decoding to memory first
 //
 // One row times one token and a tile of rows times tokens add the same numbers in
 // the same order, so a token's result does not depend on its company.
@@ -23,18 +25,17 @@ namespace {
 
 constexpr int kChunk = 32;  // tokens whose accumulators are live at a time
 
-// Adds one tile of R rows times T tokens, from `token` on.
-template <int P, int G, int R, int T>
-HEADGATE_INLINE void tile_product(const RowTile* tiles, const QuantActivations& x, int64_t token,
-                                  int64_t first, int n, typename V::F (&sum)[R][T]) {
+// Adds the biases of one tile of R rows times T tokens, from `token` on, and leaves what
+// each block's dot product is to be multiplied by.
+template <int G, int R, int T, class Tile, class Factor>
+HEADGATE_INLINE void tile_factors(const Tile* tiles, const QuantActivations& x, int64_t token,
+                                  int64_t first, int n, Factor& factor,
+                                  typename V::F (&sum)[R][T]) {
   constexpr int S = G == 32 ? 2 : 1;
   constexpr int kGroups = kTile * 64 / G;
   const int groups = n * 64 / G;
-  alignas(64) float factor[R][T][S][kTile];
-  const int8_t* q[T];
   HEADGATE_UNROLL
   for (int t = 0; t < T; ++t) {
-    q[t] = x.q + (token + t) * x.padded + first * 64;
     const float* scales = x.scales + (token + t) * (x.padded / 64) + first;
     const float* sums = x.sums + (token + t) * (x.padded / G) + first * 64 / G;
     for (int i = 0; i < kGroups; i += V::kLanes) {
@@ -52,6 +53,21 @@ HEADGATE_INLINE void tile_product(const RowTile* tiles, const QuantActivations& 
       }
     }
   }
+}
+
+template <int G>
+constexpr int kScalesPerBlock = G == 32 ? 2 : 1;
+
+// Adds one tile of R rows times T tokens, from `token` on.
+template <int P, int G, int R, int T>
+HEADGATE_INLINE void tile_product(const RowTile* tiles, const QuantActivations& x, int64_t token,
+                                  int64_t first, int n, typename V::F (&sum)[R][T]) {
+  constexpr int S = kScalesPerBlock<G>;
+  alignas(64) float factor[R][T][S][kTile];
+  tile_factors<G, R, T>(tiles, x, token, first, n, factor, sum);
+  const int8_t* q[T];
+  HEADGATE_UNROLL
+  for (int t = 0; t < T; ++t) q[t] = x.q + (token + t) * x.padded + first * 64;
   V::template dot<P, S, R, T>(tiles, q, factor, n, sum);
 }
 
@@ -66,6 +82,53 @@ float row_product(const QuantMatrix& w, const QuantActivations& x, int64_t row, 
     tile_product<P, G, 1, 1>(&tile, x, token, first, n, sum);
   }
   return V::sum(sum[0][0]);
+}
+
+// Fetches n blocks of one plane, `bytes` each, that lie `ahead` blocks further on.
+template <int Bytes>
+HEADGATE_INLINE void fetch_blocks(const uint8_t* plane, int64_t ahead, int n) {
+  const auto at = reinterpret_cast<uintptr_t>(plane) + static_cast<uintptr_t>(ahead * Bytes);
+  for (int i = 0; i < n * Bytes; i += 64) {
+    __builtin_prefetch(reinterpret_cast<const void*>(at + static_cast<uintptr_t>(i)));
+  }
+}
+
+constexpr int64_t kAheadBytes = 6 << 10;  // what a core reads while memory answers, and more
+
+// R rows from `row` on times one token. Each row has a sum of its own, so that no addition
+// waits for the one before, and no codes go through memory. (Isa is V: an instruction set
+// without dot_planes never gets here.)
+template <int P, int G, int R, class Isa = V>
+void rows_alone(const QuantMatrix& w, const QuantActivations& x, int64_t row, int64_t token,
+                float* y) {
+  constexpr int S = kScalesPerBlock<G>;
+  const int64_t blocks = padded_cols<G>(w.cols) / 64;
+  // Whole groups of rows: the rows between are being read right now.
+  const int64_t group_bytes = R * blocks * (8 * P + 256 / G);
+  const int64_t ahead = (kAheadBytes / group_bytes + 1) * R * blocks;
+  RowScales scales[R];
+  alignas(64) float factor[R][1][S][kTile];
+  typename V::F sum[R][1];
+  for (int r = 0; r < R; ++r) sum[r][0] = V::zero();
+  for (int64_t first = 0; first < blocks; first += kTile) {
+    const int n = blocks_in_tile(first, blocks);
+    for (int r = 0; r < R; ++r) {
+      load_scales<G>(w, row + r, first, n, V::code_offset(P), scales[r]);
+      const Planes at = planes_at<P>(w, (row + r) * blocks + first);
+      fetch_blocks<16>(at.q2, ahead, n);
+      if constexpr (P >= 3) fetch_blocks<8>(at.q3, ahead, n);
+      if constexpr (P >= 4) fetch_blocks<8>(at.q4, ahead, n);
+      if constexpr (P == 8) fetch_blocks<32>(at.q8, ahead, n);
+      const int64_t group = ((row + r) * blocks + first + ahead) * 64 / G;
+      __builtin_prefetch(w.scales + group);
+      __builtin_prefetch(w.biases + group);
+    }
+    tile_factors<G, R, 1>(scales, x, token, first, n, factor, sum);
+    const int8_t* q = x.q + token * x.padded + first * 64;
+    const Planes at = planes_at<P>(w, row * blocks + first);
+    Isa::template dot_planes<P, S, R>(at, blocks, q, factor, n, sum);
+  }
+  for (int r = 0; r < R; ++r) y[row + r] = V::sum(sum[r][0]);
 }
 
 // The sums of R rows and some tokens, in memory between tiles.
@@ -114,22 +177,31 @@ void rows_product(const QuantMatrix& w, const QuantActivations& x, int64_t row, 
   }
 }
 
-// One row at a time reads the planes as a few sequential streams, which is what counts
-// for a single token; two rows share the loads of activations.
+// Rows [begin, end) times tokens [token, token + count), count <= kChunk.
+template <int P, int G>
+void chunk_product(const QuantMatrix& w, const QuantActivations& x, int64_t begin, int64_t end,
+                   int64_t token, int count, float* y, int64_t ldy) {
+  int64_t row = begin;
+  if (count > 1) {
+    for (; row + 2 <= end; row += 2) rows_product<P, G, 2>(w, x, row, token, count, y, ldy);
+  } else if constexpr (V::kRowsAlone > 1) {
+    constexpr int R = V::kRowsAlone;
+    for (; row + R <= end; row += R) rows_alone<P, G, R>(w, x, row, token, y + token * ldy);
+    for (; row < end; ++row) rows_alone<P, G, 1>(w, x, row, token, y + token * ldy);
+  }
+  for (; row < end; ++row) {
+    for (int t = 0; t < count; ++t) {
+      y[(token + t) * ldy + row] = row_product<P, G>(w, x, row, token + t);
+    }
+  }
+}
+
 template <int P, int G>
 void quant_rows_of(const QuantMatrix& w, const QuantActivations& x, int64_t begin, int64_t end,
                    float* y, int64_t ldy) {
   for (int64_t token = 0; token < x.tokens; token += kChunk) {
     const int count = static_cast<int>(x.tokens - token < kChunk ? x.tokens - token : kChunk);
-    int64_t row = begin;
-    if (count > 1) {
-      for (; row + 2 <= end; row += 2) rows_product<P, G, 2>(w, x, row, token, count, y, ldy);
-    }
-    for (; row < end; ++row) {
-      for (int t = 0; t < count; ++t) {
-        y[(token + t) * ldy + row] = row_product<P, G>(w, x, row, token + t);
-      }
-    }
+    chunk_product<P, G>(w, x, begin, end, token, count, y, ldy);
   }
 }
 

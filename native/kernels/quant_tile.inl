@@ -56,11 +56,15 @@ inline int blocks_in_tile(int64_t first, int64_t blocks) {
   return blocks - first < kTile ? static_cast<int>(blocks - first) : kTile;
 }
 
-// One row's part of a tile, as floats and codes.
-struct RowTile {
-  alignas(64) uint8_t codes[kTile * 64];
+// The scales and biases of one row's part of a tile, as floats.
+struct RowScales {
   alignas(64) float scale[2][kTile];  // of each block, or of its two halves (group 32)
   alignas(64) float bias[2 * kTile];  // of each group
+};
+
+// With its codes.
+struct RowTile : RowScales {
+  alignas(64) uint8_t codes[kTile * 64];
 };
 
 // Fetches what the tile kAhead tiles later has in a plane of `bytes` per block; the
@@ -76,15 +80,14 @@ HEADGATE_INLINE void fetch_ahead(const void* block) {
   }
 }
 
-// Decodes blocks [first, first + n) of one row. `shift` is added to the biases in
+// The scales of blocks [first, first + n) of one row. `shift` is added to the biases in
 // units of one code step: what dot() has subtracted from every code.
-template <int P, int G>
-HEADGATE_INLINE void load_tile(const QuantMatrix& w, int64_t row, int64_t first, int n, float shift,
-                               RowTile& tile) {
+template <int G>
+HEADGATE_INLINE void load_scales(const QuantMatrix& w, int64_t row, int64_t first, int n,
+                                 float shift, RowScales& tile) {
   constexpr int kGroups = kTile * 64 / G;
   const Cell cell = cell_of(w);
-  const int64_t padded = padded_cols<G>(w.cols);
-  const int64_t base = row * (padded / G) + first * 64 / G;
+  const int64_t base = row * (padded_cols<G>(w.cols) / G) + first * 64 / G;
   const int groups = n * 64 / G;
   alignas(64) float scale[kGroups < V::kLanes ? V::kLanes : kGroups];
   const auto step = V::set1(cell.step);
@@ -92,9 +95,10 @@ HEADGATE_INLINE void load_tile(const QuantMatrix& w, int64_t row, int64_t first,
   for (int i = 0; i < kGroups; i += V::kLanes) {
     const auto s = V::halves_n(w.scales + base + i, groups - i, w.half);
     const auto b = V::halves_n(w.biases + base + i, groups - i, w.half);
-    V::store(scale + i, V::mul(s, step));
+    V::store(G == 64 ? tile.scale[0] + i : scale + i, V::mul(s, step));
     V::store(tile.bias + i, V::fma(s, middle, b));
   }
+  if constexpr (G == 64) return;
   for (int i = 0; i < kTile; ++i) {
     if constexpr (G == 32) {
       tile.scale[0][i] = scale[2 * i];
@@ -103,7 +107,14 @@ HEADGATE_INLINE void load_tile(const QuantMatrix& w, int64_t row, int64_t first,
       tile.scale[0][i] = scale[i * 64 / G];
     }
   }
-  Planes at = planes_at<P>(w, row * (padded / 64) + first);
+}
+
+// Scales as above, and decoded codes.
+template <int P, int G>
+HEADGATE_INLINE void load_tile(const QuantMatrix& w, int64_t row, int64_t first, int n, float shift,
+                               RowTile& tile) {
+  load_scales<G>(w, row, first, n, shift, tile);
+  Planes at = planes_at<P>(w, row * (padded_cols<G>(w.cols) / 64) + first);
   fetch_ahead<16>(at.q2);
   if constexpr (P >= 3) fetch_ahead<8>(at.q3);
   if constexpr (P >= 4) fetch_ahead<8>(at.q4);
