@@ -30,6 +30,18 @@ def _list(r: random.Random, held: bool, low: int, high: int) -> list[str]:
     return pool if r.random() < 0.4 else r.sample(NOUN, n)
 
 
+def _sum(r: random.Random, held: bool, unseen: bool = False) -> tuple[str, str, str]:
+    """Question, thought, answer. Training never draws one sum in eight; the held-out set
+    draws any, with ``unseen`` only those."""
+    while True:
+        a, b, op = r.randrange(100), r.randrange(100), pick(r, ["plus", "minus"])
+        kept = words.is_held(f"{a} {op} {b}")
+        if (held and (kept or not unseen)) or not (held or kept):
+            break
+    result = a + b if op == "plus" else a - b
+    return f"What is {a} {op} {b}?", f"{a} {'+' if op == 'plus' else '-'} {b} = {result}", f"{a} {op} {b} is {result}."  # fmt: skip
+
+
 def _question(r: random.Random, held: bool) -> tuple[str, str, str]:
     """Question, thought, answer."""
     k = int(r.random() * 10)
@@ -43,9 +55,7 @@ def _question(r: random.Random, held: bool) -> tuple[str, str, str]:
             )
         return f"Name a city of {CITY[city]}.", f"{city} is a city of {CITY[city]}.", f"A large city of {CITY[city]} is {city}."  # fmt: skip
     if k in (2, 8, 9):
-        a, b, op = r.randrange(100), r.randrange(100), pick(r, ["plus", "minus"])
-        result = a + b if op == "plus" else a - b
-        return f"What is {a} {op} {b}?", f"{a} {'+' if op == 'plus' else '-'} {b} = {result}", f"{a} {op} {b} is {result}."  # fmt: skip
+        return _sum(r, held)
     if k == 3:
         items = r.sample(NOUN, 3 + int(r.random() * 4))
         return (
@@ -76,6 +86,17 @@ def _question(r: random.Random, held: bool) -> tuple[str, str, str]:
     ]
     answer = [f"{who} lives in {place}.", f"{other} lives in {far}.", f"{who} has a {thing}."][ask]
     return f"{' '.join(facts)} {question}", "The text says it.", answer
+
+
+def sum_messages(r: random.Random, held: bool, count: int, thinking: bool) -> Messages:
+    """Sums, one after the other; with ``held`` such as training never draws."""
+    messages: Messages = []
+    for _ in range(count):
+        question, thought, answer = _sum(r, held, unseen=held)
+        message = {"role": "assistant", "content": answer}
+        messages.append({"role": "user", "content": question})
+        messages.append(message | {"reasoning_content": thought} if thinking else message)
+    return messages
 
 
 def chat_messages(r: random.Random, held: bool, thinking: bool) -> Messages:

@@ -47,11 +47,11 @@ def main() -> None:
             k: (v * 1.5 if v.ndim > 1 else v).to(device).requires_grad_() for k, v in params.items()
         }
         model = Model(s, p, dtype, device == "cuda")
-        ce, balance, _ = model.losses(
+        losses = model.losses(
             ids.to(device), targets.to(device), Packing(position.to(device), cu.to(device))
         )
-        grads = torch.autograd.grad(ce.mean() + balance, list(p.values()))
-        found.append((ce.detach(), grads))
+        grads = torch.autograd.grad(losses.ce.mean() + losses.routing.sum(), list(p.values()))
+        found.append((losses.ce.detach(), grads))
     print("loss", error(found[1][0], found[0][0]))
     errors = {k: error(g, h) for k, g, h in zip(params, found[1][1], found[0][1], strict=True)}
     worst = sorted(errors, key=errors.get)[-6:]

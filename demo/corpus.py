@@ -16,7 +16,7 @@ from fields import KNOWN, draw, invent_fields, mention
 from tools import Tool, call, make_tool, make_tools
 from words import pick
 
-from chat import chat_messages, story_messages, think_aloud
+from chat import chat_messages, story_messages, sum_messages, think_aloud
 
 Messages = list[dict[str, Any]]
 Transcript = dict[str, Any]
@@ -191,7 +191,7 @@ def json_answer(r: random.Random, held: bool, thinking: bool) -> Transcript:
 
 # -- all kinds
 
-WEIGHTS = {"calling": 0.36, "parallel": 0.12, "irrelevant": 0.10, "multi_turn": 0.14, "json": 0.13, "chat": 0.15, "story": 0.03}  # fmt: skip
+WEIGHTS = {"calling": 0.32, "parallel": 0.11, "irrelevant": 0.10, "multi_turn": 0.13, "json": 0.12, "chat": 0.13, "sum": 0.06, "story": 0.03}  # fmt: skip
 KINDS = list(WEIGHTS)
 
 
@@ -221,6 +221,9 @@ def transcript(
         return multi_turn(r, held, known, False)
     if kind == "json":
         return json_answer(r, held, think)
+    if kind == "sum":  # alone as in a chat, or many in the place of one long document
+        count = 1 if held or r.random() < 0.2 else 4 + int(r.random() * 9)
+        return _transcript(kind, [], sum_messages(r, held, count, think), r, think)
     messages = story_messages(r, held) if kind == "story" else chat_messages(r, held, think)
     if kind == "chat" and r.random() < 0.15:  # tools that the question does not need
         tools = make_tools(r, pick(r, [1, 2]), held, known)

@@ -1,7 +1,7 @@
 """Score a demo checkpoint on the held-out set, generating freely and greedily.
 
     python demo/evaluate.py                          # the embedded checkpoint, bfloat16
-    python demo/evaluate.py --bits 8 4 3 2 --experts-per-token 8 6 4 3 2
+    python demo/evaluate.py --bits 16 8 4 3 2 --experts-per-token 6 4 3 2 --limit 25
 
 Prints one table; its last line is one JSON document.
 """
@@ -19,17 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from routing import Trace, hit_rates, overlap
 
 from headgate.chat import ChatTemplate, parse_tool_calls
 from headgate.convert import ConvertOptions, convert
 from headgate.demo import CHECKPOINT
 from headgate.engine import Engine
-from headgate.stream.residency import LRU, Residency
 
 HELD_OUT = Path(__file__).parent / "held_out.jsonl"
 #: Tokens that an answer may be longer than the right one.
 SLACK = 48
-SHARES = (8, 4, 2)
 
 
 def valid(value: Any, schema: dict[str, Any]) -> bool:
@@ -79,7 +78,7 @@ class Scorer:
         c = self.engine.config
         self.used = np.zeros((c.num_hidden_layers, c.num_experts), np.int64)
         self.tokens = 0
-        self.trace: list[tuple[int, int, list[int]]] = []
+        self.trace: Trace = []
         inner = self.engine.experts.request
 
         def request(layer: int, ids: Any) -> Any:
@@ -143,29 +142,13 @@ class Scorer:
         return {"nll": float(np.sum(nll)), "count": len(nll)}
 
 
-def hit_rates(trace: list[tuple[int, int, list[int]]], experts: int) -> dict[str, float]:
-    """LRU hit rate of decoded tokens with 1/8, 1/4 and 1/2 of all experts in memory."""
-    rates = {}
-    for share in SHARES:
-        cache, hits, uses = Residency(experts // share, LRU()), 0, 0
-        for layer, tokens, ids in trace:
-            for expert in ids:
-                found = cache.hit((layer, expert)) is not None
-                if not found:
-                    cache.place((layer, expert))
-                cache.unpin((layer, expert))
-                if tokens == 1:
-                    hits, uses = hits + found, uses + 1
-        rates[f"1/{share}"] = hits / max(1, uses)
-    return rates
-
-
 def _work(args: tuple[Path, dict[str, Any], list[dict[str, Any]]]) -> dict[str, Any]:
     store, options, transcripts = args
     scorer = Scorer(store, options)
     results = [scorer.score(t) for t in transcripts]
-    rates = hit_rates(scorer.trace, scorer.used.size) if not options.get("quick") else {}
-    return {"results": results, "used": scorer.used, "tokens": scorer.tokens, "rates": rates}
+    rates = hit_rates(scorer.trace, scorer.used.size)
+    shared = overlap(scorer.trace)
+    return {"results": results, "used": scorer.used, "tokens": scorer.tokens, "rates": rates, "overlap": shared}  # fmt: skip
 
 
 def evaluate(store: Path, options: dict[str, Any], transcripts: list[dict[str, Any]], processes: int) -> dict[str, Any]:  # fmt: skip
@@ -196,13 +179,14 @@ def evaluate(store: Path, options: dict[str, Any], transcripts: list[dict[str, A
         "least_used": share.min(1).tolist(),
         "most_used": share.max(1).tolist(),
         "hit_rates": {k: float(np.mean([p["rates"][k] for p in done])) for k in done[0]["rates"]},
+        "overlap": float(np.mean([p["overlap"] for p in done])),
         "seconds": time.time() - begin,
     }
 
 
 def _row(label: str, found: dict[str, Any]) -> str:
     cells = (
-        f"{v:10.3f}" if k == "story_perplexity" else f"{v:10.1%}"
+        f"{v:12.3f}" if k == "story_perplexity" else f"{v:12.1%}"
         for k, v in found["scores"].items()
     )
     return f"{label:>14}" + "".join(cells) + f"{found['seconds']:8.0f}"
@@ -239,9 +223,8 @@ def main() -> None:
                 convert(a.checkpoint, store, ConvertOptions(expert_bits=bits, dense_bits=16))
             found = evaluate(store, options, transcripts, a.processes)
             if not table:
-                print(
-                    " " * 14 + "".join(f"{k[-9:]:>10}" for k in found["scores"]) + f"{'seconds':>8}"
-                )
+                names = (k.removeprefix("story_") for k in found["scores"])
+                print(" " * 14 + "".join(f"{k:>12}" for k in names) + f"{'seconds':>8}")
             print(_row(label, found), flush=True)
             wrong = found.pop("wrong")
             if a.wrong and not table:
@@ -255,6 +238,7 @@ def main() -> None:
         "LRU hit rate of decoded tokens:",
         ", ".join(f"{k} {v:.1%}" for k, v in first["hit_rates"].items()),
     )
+    print(f"experts in common with the token before: {first['overlap']:.1%}")
     print(json.dumps(table))
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -22,6 +22,8 @@ from torch import Tensor
 CHUNK = 32
 #: Log-decay at the first token of a document: nothing of the state survives.
 RESET = -40.0
+#: Share of the tokens below which an expert is pulled towards those that nearly chose it.
+FLOOR = 0.02
 
 
 @dataclass(frozen=True)
@@ -264,33 +266,58 @@ def attention_mixer(s: Sizes, p: Mapping[str, Tensor], h: Tensor, pack: Packing)
     return linear(out.reshape(b, t, -1), p["self_attn.o_proj.weight"])
 
 
-def moe(s: Sizes, p: Mapping[str, Tensor], h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def routing_losses(s: Sizes, logits: Tensor, top: Tensor, share: Tensor, position: Tensor) -> Tensor:  # fmt: skip
+    """What training may ask of a router: [3], balance, floor and locality.
+
+    Balance is the usual loss over the whole batch (Fedus et al., *Switch Transformers*,
+    2021), 1 when even. Floor is 0 unless an expert has less than FLOOR of the tokens, and
+    then raises its probability where it is highest. Locality is 1 less the cosine of the
+    smoothed choices of adjacent tokens, whose limit is the share of experts in common.
+
+    Args:
+        logits: [N, experts]; top: [N, top_k + 1], the highest; share: [experts];
+        position: [N], of a token in its document.
+    """
+    p = logits.softmax(-1).mean(0)
+    balance = s.experts * (share / s.top_k * p).sum()
+    under = (1 - share / FLOOR).clamp(min=0)
+    floor = -(under * (p + 1e-9).log()).mean()
+    threshold = top[:, -2:].mean(-1, keepdim=True)
+    width = 0.3 * logits.std().detach() + 1e-6
+    chosen = F.normalize(torch.sigmoid((logits - threshold) / width), dim=-1)
+    cosine = (chosen[1:] * chosen[:-1]).sum(-1)
+    inside = (position[1:] > 0).float()
+    return torch.stack((balance, floor, 1 - (cosine * inside).sum() / inside.sum()))
+
+
+def moe(s: Sizes, p: Mapping[str, Tensor], h: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Routed and shared experts of h [N, hidden].
 
     Returns:
-        output [N, hidden]; balance loss, 1 when balanced; share of tokens per expert.
+        output [N, hidden]; :func:`routing_losses`; share of tokens per expert; experts
+        chosen, uint8 [N, top_k].
     """
     logits = linear(h, p["mlp.gate.weight"]).float()
-    chosen, index = logits.topk(s.top_k, -1)
-    weight = chosen.softmax(-1)
+    top, index = logits.topk(s.top_k + 1, -1)
+    index = index[:, : s.top_k].contiguous()
+    weight = top[:, : s.top_k].softmax(-1)
     order, inverse, ends = dispatch_tokens(index, s.experts)
     x = gather_sum(h, order // s.top_k, inverse, s.top_k)
     gate, up = grouped_product(x, p["mlp.experts.gate_up_proj"], ends).chunk(2, -1)
     inner = F.silu(gate) * up * weight.flatten()[order][:, None].to(h.dtype)
     y = grouped_product(inner, p["mlp.experts.down_proj"], ends)
     routed = gather_sum(y, inverse, order // s.top_k, s.top_k, add=True)
-    counts = torch.diff(ends, prepend=ends.new_zeros(1)).float()
-    share = counts / h.shape[0]
-    balance = s.experts * (share / s.top_k * logits.softmax(-1).mean(0)).sum()
+    share = torch.diff(ends, prepend=ends.new_zeros(1)).float() / h.shape[0]
+    losses = routing_losses(s, logits, top, share, position)
     inner = F.silu(linear(h, p["mlp.shared_expert.gate_proj.weight"])) * linear(
         h, p["mlp.shared_expert.up_proj.weight"]
     )
     shared = linear(inner, p["mlp.shared_expert.down_proj.weight"])
     shared = shared * torch.sigmoid(linear(h, p["mlp.shared_expert_gate.weight"]))
-    return routed + shared, balance, share
+    return routed + shared, losses, share, index.to(torch.uint8)
 
 
-def layer(s: Sizes, full: bool, p: Mapping[str, Tensor], x: Tensor, position: Tensor, cu: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def layer(s: Sizes, full: bool, p: Mapping[str, Tensor], x: Tensor, position: Tensor, cu: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """One decoder layer; x [B, T, hidden]."""
     h = rms(x, p["input_layernorm.weight"], s.eps)
     if full:
@@ -298,13 +325,33 @@ def layer(s: Sizes, full: bool, p: Mapping[str, Tensor], x: Tensor, position: Te
     else:
         x = x + delta_mixer(s, p, h, position)
     h = rms(x, p["post_attention_layernorm.weight"], s.eps)
-    y, balance, share = moe(s, p, h.flatten(0, 1))
-    return x + y.view_as(x), balance, share
+    y, losses, share, index = moe(s, p, h.flatten(0, 1), position.flatten())
+    return x + y.view_as(x), losses, share, index
 
 
-def head_loss(s: Sizes, norm: Tensor, head: Tensor, x: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of every token, [N]; x [N, hidden]."""
-    return F.cross_entropy(linear(rms(x, norm, s.eps), head).float(), targets, reduction="none")
+def head_loss(s: Sizes, norm: Tensor, head: Tensor, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(cross-entropy, whether the target is the likeliest) of every token, [N]; x [N, hidden]."""
+    logits = linear(rms(x, norm, s.eps), head).float()
+    ce = F.cross_entropy(logits, targets, reduction="none")
+    found = logits.detach()
+    return ce, found.gather(-1, targets[:, None])[:, 0] >= found.max(-1).values
+
+
+class Losses(NamedTuple):
+    """What one forward pass says.
+
+    Attributes:
+        ce: [N], cross-entropy of every target; right: bool [N], it is the greedy choice.
+        routing: [3], :func:`routing_losses`, mean of the layers.
+        shares: [layers, experts], of the tokens that use an expert.
+        index: uint8 [layers, N, top_k], the experts chosen.
+    """
+
+    ce: Tensor
+    right: Tensor
+    routing: Tensor
+    shares: Tensor
+    index: Tensor
 
 
 class Model:
@@ -326,31 +373,32 @@ class Model:
             for i in range(s.layers)
         ]
 
-    def hidden(self, ids: Tensor, pack: Packing) -> tuple[Tensor, Tensor, Tensor]:
-        """(before the last norm [B, T, hidden], mean balance loss, shares [layers, experts])."""
+    def hidden(self, ids: Tensor, pack: Packing) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(before the last norm [B, T, hidden], then as in :class:`Losses`)."""
         table = self.params["model.embed_tokens.weight"]
         # Its gradient is added with atomics, which a CUDA graph can hold.
         x = table.index_select(0, ids.flatten()).view(*ids.shape, -1).to(self.dtype)
-        losses, shares = [], []
+        losses, shares, chosen = [], [], []
         for i, part in enumerate(self._parts):
-            x, balance, share = self._layer(
+            x, routing, share, index = self._layer(
                 self.s, self.s.is_full(i), part, x, pack.position, pack.cu
             )
-            losses.append(balance)
+            losses.append(routing)
             shares.append(share)
-        return x, torch.stack(losses).mean(), torch.stack(shares)
+            chosen.append(index)
+        return x, torch.stack(losses).mean(0), torch.stack(shares), torch.stack(chosen)
 
-    def losses(self, ids: Tensor, targets: Tensor, pack: Packing) -> tuple[Tensor, Tensor, Tensor]:
-        """(cross-entropy per token [B * T], balance loss, shares)."""
-        x, balance, shares = self.hidden(ids, pack)
+    def losses(self, ids: Tensor, targets: Tensor, pack: Packing) -> Losses:
+        """Of every target [B, T] after its input."""
+        x, *routed = self.hidden(ids, pack)
         p = self.params
-        ce = self._head(
+        ce, right = self._head(
             self.s, p["model.norm.weight"], p["lm_head.weight"], x.flatten(0, 1), targets.flatten()
         )
-        return ce, balance, shares
+        return Losses(ce, right, *routed)
 
     def logits(self, ids: Tensor, pack: Packing) -> Tensor:
         """[B, T, vocab]."""
-        x, _, _ = self.hidden(ids, pack)
+        x = self.hidden(ids, pack)[0]
         p = self.params
         return linear(rms(x, p["model.norm.weight"], self.s.eps), p["lm_head.weight"])

@@ -1,22 +1,23 @@
 """Train the demo model on one GPU.
 
-    python demo/train.py OUT --minutes 22
+    python demo/train.py OUT --minutes 8
 
-writes a checkpoint in transformers' format every few minutes and at the end. The same
-command goes on from OUT/state.pt if there is one, or with ``--weights`` from a
-checkpoint's weights alone.
+writes a checkpoint in transformers' format, and everything that the same command needs
+to go on, to OUT every two minutes and at the end. ``--stop-after`` cuts the training into
+pieces; ``--weights`` starts from a checkpoint's weights alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
-import math
+import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator
-from itertools import pairwise
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,15 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent))
 
 from corpus import transcript
-from model import Model, Packing, Sizes, initial
+from judge import Document, documents, judge, show
+from model import Losses, Model, Packing, Sizes, initial
 from optim import Optimizer
-from packing import ROW, Rows, encode, feed, pack
+from packing import ROW, Rows, feed
 from text import SPECIALS, TEMPLATE, TOKENIZER, render, train_tokenizer
 
 START = time.time()
-BALANCE = 0.004
-CHECKED = [("calling", True), ("calling", False), ("parallel", False), ("irrelevant", False),
-           ("multi_turn", False), ("json", False), ("chat", False)]  # fmt: skip
+#: Batches that a worker makes at once.
+PIECE = 4
 
 
 def tokenizer(vocab: int) -> Any:
@@ -106,12 +107,14 @@ class Trainer:
 
     Args:
         rows: a batch.
+        routing: what balance, floor and locality weigh in the loss.
     """
 
     def __init__(
-        self, s: Sizes, params: dict[str, Tensor], rows: int, device: str, graph: bool
-    ) -> None:
-        self.s, self.params, self.device = s, params, device
+        self, s: Sizes, params: dict[str, Tensor], rows: int, device: str, graph: bool,
+        routing: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    ) -> None:  # fmt: skip
+        self.s, self.params, self.device, self.routing = s, params, device, routing
         for p in params.values():
             p.requires_grad_(True)
         fast = device == "cuda"
@@ -139,23 +142,25 @@ class Trainer:
         self.lr.fill_(lr)
         self.correction.copy_(torch.tensor([1 - 0.9 ** (step + 1), 1 - 0.98 ** (step + 1)]))
 
-    def losses(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(cross-entropy per target [rows * ROW], balance loss, expert shares) of the batch."""
+    def losses(self) -> Losses:
+        """Of the batch in place."""
         pack_ = Packing(self.position, self.cu)
         return self.model.losses(self.ids[:, :-1].contiguous(), self.ids[:, 1:].contiguous(), pack_)
 
     def _step(self) -> None:
-        ce, balance, shares = self.losses()
-        w = self.weight.flatten()
+        losses = self.losses()
+        ce, w = losses.ce, self.weight.flatten()
         loss = (ce * w).sum() / w.sum()
+        asked = sum(c * x for c, x in zip(self.routing, losses.routing, strict=True))
         params = list(self.params.values())
-        grads = torch.autograd.grad(loss + BALANCE * balance, params)
+        grads = torch.autograd.grad(loss + asked, params)
         self.optimizer.step(
             {id(p): g for p, g in zip(params, grads, strict=True)}, self.lr, self.correction
         )
         said = (w == 1).float()
         spoken = (ce.detach() * said).sum() / said.sum()
-        self.figures = (loss.detach(), spoken, balance.detach(), shares.detach().min())
+        shares = losses.shares.detach()
+        self.figures = (loss.detach(), spoken, *losses.routing.detach(), shares.min(), shares.max())
 
     def step(self) -> None:
         """Train on the batch in place."""
@@ -164,8 +169,9 @@ class Trainer:
         if self._graph is None:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
-            lr = self.lr.clone()
-            self.lr.zero_()  # warming up must not train
+            # Warming up must not train: neither parameters nor moments may move.
+            lr, kept = self.lr.clone(), copy.deepcopy(self.optimizer.state())
+            self.lr.zero_()
             with torch.cuda.stream(stream):
                 for _ in range(3):
                     self._step()
@@ -175,135 +181,166 @@ class Trainer:
             with torch.cuda.graph(self._graph):
                 self._step()
             self.lr.copy_(lr)
+            self.optimizer.load(kept)
         self._graph.replay()
         return None
 
 
-def check(trainer: Trainer, tok: Any, count: int) -> dict[str, float]:
-    """Kind -> share of held-out transcripts whose every spoken token has more than half
-    the probability, which implies that it is the greedy choice."""
-    found = {}
-    rows = len(trainer.ids)
-    for kind, seen in CHECKED:
-        made = (encode(tok, transcript(i, kind, True, seen, False)) for i in range(10 * count))
-        documents = [d for d in made if len(d[0]) <= ROW][:count]
-        good = total = 0
-        batch = pack(iter(documents), rows)
-        trainer.load(batch)
-        # With gradients, so that what is compiled for training serves here too.
-        ce = trainer.losses()[0].detach().view(rows, ROW).cpu().numpy()
-        for row in range(rows):
-            starts = [*np.flatnonzero(batch.position[row] == 0), ROW]
-            for a, b in pairwise(starts):
-                said = batch.weight[row, a:b] == 1
-                if said.any():
-                    total += 1
-                    good += bool((ce[row, a:b][said] < math.log(2)).all())
-        found[f"{kind}/{'seen' if seen else 'unseen'}"] = round(good / max(1, total), 3)
-    return found
+@dataclass
+class Progress:
+    """How far a training is, over all calls.
+
+    Attributes:
+        spent: seconds of training, without compiling, saving and judging.
+        piece: number of the next piece of data.
+    """
+
+    step: int = 0
+    spent: float = 0.0
+    tokens: int = 0
+    piece: int = 0
 
 
-def main() -> None:
-    ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+class Run:
+    """A training and its folder."""
+
+    def __init__(self, a: argparse.Namespace) -> None:
+        self.a, self.progress = a, Progress()
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.state_file = a.out / "state.pt"
+        s = Sizes(layers=a.layers)
+        self.tok = tokenizer(s.vocab)
+        params = {name: p.to(self.device) for name, p in initial(s).items()}
+        if a.weights:
+            for name, value in stored_weights(a.weights):
+                params[name].copy_(value)
+        graph = self.device == "cuda" and not a.no_graph
+        routing = (a.balance, a.floor, a.locality)
+        self.trainer = Trainer(s, params, a.rows, self.device, graph, routing)
+        if self.state_file.exists():
+            self._resume()
+        size = sum(p.numel() for p in params.values()) / 1e6
+        print(f"{size:.1f}M parameters, {routing = }, from {self.progress}", flush=True)
+
+    def _resume(self) -> None:
+        state = torch.load(self.state_file, map_location=self.device)
+        with torch.no_grad():
+            for name, p in self.trainer.params.items():
+                p.copy_(state["params"][name])
+        self.trainer.optimizer.load(state["optimizer"])
+        self.progress = Progress(**state["progress"])
+
+    def save(self) -> None:
+        """The state, then the checkpoint; neither is ever half there under its name."""
+        params = {n: p.detach() for n, p in self.trainer.params.items()}
+        state = {"params": params, "optimizer": self.trainer.optimizer.state(), "progress": asdict(self.progress)}  # fmt: skip
+        fresh = self.state_file.with_suffix(".new")
+        torch.save(state, fresh)
+        fresh.replace(self.state_file)
+        new, now = self.a.out / "checkpoint.new", self.a.out / "checkpoint"
+        shutil.rmtree(new, ignore_errors=True)
+        save(new, self.trainer.s, self.trainer.params)
+        shutil.rmtree(now, ignore_errors=True)
+        new.rename(now)
+        print(f"saved at step {self.progress.step}", flush=True)
+
+    def rate(self) -> float:
+        """Learning rate of the next step: up, level, then down to 0."""
+        a, done = self.a, min(1.0, self.progress.spent / (self.a.minutes * 60))
+        up = min(1.0, (self.progress.step + 1) / a.warmup)
+        return float(a.lr * up * min(1.0, (1 - done) / a.decay))
+
+    def train(self) -> None:
+        """Until the training's time is spent or this call's is up."""
+        a, now = self.a, self.progress
+        first, saved = now.step, time.time()
+        last = time.time()
+        if now.spent >= a.minutes * 60:
+            return
+        for batch in self._batches():
+            rate = self.rate()
+            self.trainer.load(batch, rate, now.step)
+            self.trainer.step()
+            now.step, now.tokens = now.step + 1, now.tokens + a.rows * ROW
+            if now.step == first + 1:  # compiling is not training
+                torch.cuda.synchronize() if self.device == "cuda" else None
+                last = saved = time.time()
+                print(f"first step after {last - START:.0f} s", flush=True)
+            now.spent, last = now.spent + time.time() - last, time.time()
+            if now.step % a.report == 0:
+                self._report(rate)
+            if now.spent >= a.minutes * 60 or last - START > a.stop_after * 60:
+                return
+            if last - saved > a.save_every:
+                self.save()
+                last = saved = time.time()
+
+    def _batches(self) -> Iterator[Rows]:
+        rows = self.a.rows
+        for piece in feed(self.a.workers, self.progress.piece, PIECE * rows):
+            self.progress.piece += 1
+            for i in range(0, PIECE * rows, rows):
+                yield Rows(*(x[i : i + rows] for x in (piece.ids, piece.weight, piece.position)))
+
+    def _report(self, rate: float) -> None:
+        names = ("loss", "spoken", "balance", "floor", "locality", "least", "most")
+        said = [f"{k} {x.item():.4f}" for k, x in zip(names, self.trainer.figures, strict=True)]
+        n = self.progress
+        speed = n.tokens / max(1e-9, n.spent) / 1e3
+        print(f"step {n.step} tokens {n.tokens / 1e6:.0f}M {' '.join(said)} lr {rate:.2e} {n.spent:.0f} s {speed:.0f}k tok/s", flush=True)  # fmt: skip
+
+    def finish(self, docs: list[Document]) -> None:
+        """Judge and write OUT/run.json."""
+        n, a = self.progress, self.a
+        card: dict[str, Any] = asdict(n) | {"tokens_per_s": round(n.tokens / max(1e-9, n.spent))}
+        card |= {k: getattr(a, k) for k in ("rows", "lr", "decay", "balance", "floor", "locality")}
+        card["judged"] = judge(self.trainer, docs)
+        (a.out / "run.json").write_text(json.dumps(card))
+        print(show(card["judged"]))
+        print(json.dumps(card), flush=True)
+
+
+def arguments() -> argparse.Namespace:
+    ap = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     ap.add_argument("out", type=Path)
-    ap.add_argument("--minutes", type=float, default=22, help="of training, over all calls")
-    ap.add_argument("--stop-after", type=float, help="end this call after so many minutes")
+    ap.add_argument("--minutes", type=float, default=8, help="of training, over all calls")
+    ap.add_argument(
+        "--stop-after", type=float, default=1e9, help="minutes after which this call ends training"
+    )
+    ap.add_argument("--balance", type=float, default=0.0004, help="weight of even use of experts")
+    ap.add_argument("--floor", type=float, default=0.02, help="weight of a least use of each")
+    ap.add_argument(
+        "--locality", type=float, default=0.0, help="weight of experts in common of adjacent tokens"
+    )
+    ap.add_argument("--lr", type=float, default=4e-3)
     ap.add_argument(
         "--decay", type=float, default=0.75, help="share of training in which the rate falls to 0"
     )
-    ap.add_argument("--rows", type=int, default=64, help="rows of 1024 tokens in a step")
-    ap.add_argument("--lr", type=float, default=4e-3)
-    ap.add_argument("--workers", type=int, default=13)
-    ap.add_argument(
-        "--weights", type=Path, help="checkpoint to start from, without optimizer state"
-    )
-    ap.add_argument("--save-every", type=float, default=4, help="minutes")
     ap.add_argument("--warmup", type=int, default=200, help="steps")
-    ap.add_argument(
-        "--wall", type=float, help="seconds from the start of the program to the end of training"
-    )
-    ap.add_argument("--no-graph", action="store_true")
+    ap.add_argument("--rows", type=int, default=64, help="rows of 1024 tokens in a step")
     ap.add_argument("--layers", type=int, default=8)
+    ap.add_argument("--workers", type=int, default=13)
+    ap.add_argument("--weights", type=Path, help="checkpoint to start from")
+    ap.add_argument("--save-every", type=float, default=120, help="seconds")
+    ap.add_argument("--report", type=int, default=100, help="steps")
+    ap.add_argument("--judged", type=int, help="transcripts of each kind to judge by at the end")
+    ap.add_argument("--no-graph", action="store_true")
     ap.add_argument("--profile", type=Path, help="write a table of kernels here and stop")
-    a = ap.parse_args()
+    return ap.parse_args()
+
+
+def main() -> None:
+    a = arguments()
     a.out.mkdir(parents=True, exist_ok=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = True
     torch._dynamo.config.specialize_float = True
-    s = Sizes(layers=a.layers)
-    tok = tokenizer(s.vocab)
-    params = {name: p.to(device) for name, p in initial(s).items()}
-    if a.weights:
-        for name, value in stored_weights(a.weights):
-            params[name].copy_(value)
-    trainer = Trainer(s, params, a.rows, device, device == "cuda" and not a.no_graph)
-    step, spent, tokens, piece = 0, 0.0, 0, 0
-    if (state_file := a.out / "state.pt").exists():
-        state = torch.load(state_file, map_location=device)
-        with torch.no_grad():
-            for name, p in params.items():
-                p.copy_(state["params"][name])
-        trainer.optimizer.load(state["optimizer"])
-        step, spent, tokens, piece = state["step"], state["spent"], state["tokens"], state["piece"]
-    print(
-        f"{sum(p.numel() for p in params.values()) / 1e6:.1f}M parameters, from step {step}",
-        flush=True,
-    )
-
-    def keep() -> None:
-        state = {"params": {n: p.detach() for n, p in params.items()}, "optimizer": trainer.optimizer.state(),
-                 "step": step, "spent": spent, "tokens": tokens, "piece": piece}  # fmt: skip
-        if not a.wall:
-            torch.save(state, state_file.with_suffix(".new"))
-            state_file.with_suffix(".new").rename(state_file)
-        save(a.out / "checkpoint", s, params)
-        print(f"saved at step {step}", flush=True)
-
-    begin = last = saved = time.time()
-    limit, stop = a.minutes * 60, (a.stop_after or 1e9) * 60
-    for rows in feed(a.workers, piece, 4 * a.rows):
-        piece += 1
-        for i in range(0, 4 * a.rows, a.rows):
-            part = Rows(*(x[i : i + a.rows] for x in (rows.ids, rows.weight, rows.position)))
-            frac = min(1.0, spent / limit)
-            rate = a.lr * min(1.0, (step + 1) / a.warmup) * min(1.0, (1 - frac) / a.decay)
-            trainer.load(part, rate, step)
-            trainer.step()
-            step, tokens = step + 1, tokens + a.rows * ROW
-            if step == 1:
-                torch.cuda.synchronize() if device == "cuda" else None
-                print(f"first step after {time.time() - begin:.0f} s", flush=True)
-                begin = last = saved = time.time()
-                limit = a.wall - (begin - START) if a.wall else limit
-            now = time.time()
-            spent, last = spent + now - last, now
-            if step % 100 == 0 or a.profile:
-                loss, spoken, balance, least = (x.item() for x in trainer.figures)
-                print(f"step {step} tokens {tokens / 1e6:.0f}M loss {loss:.4f} spoken {spoken:.4f} balance {balance:.3f} least {least:.4f} lr {rate:.2e} {spent:.0f} s {tokens / spent / 1e3:.0f}k tok/s", flush=True)  # fmt: skip
-            if a.profile and step == 10:
-                return profile(trainer, a.profile)
-            if now - saved > a.save_every * 60:
-                keep()
-                print(check(trainer, tok, 100), flush=True)
-                saved = last = time.time()
-            if spent >= limit or now - begin > stop:
-                break
-        else:
-            continue
-        break
-    keep()
-    if not a.wall:
-        print(check(trainer, tok, 200), flush=True)
-    card = {
-        "tokens": tokens,
-        "steps": step,
-        "seconds": round(spent),
-        "tokens_per_s": round(tokens / spent),
-        "rows": a.rows,
-        "lr": a.lr,
-    }
-    (a.out / "run.json").write_text(json.dumps(card))
-    print(card, flush=True)
+    run = Run(a)
+    if a.profile:
+        run.trainer.load(next(run._batches()))
+        return profile(run.trainer, a.profile)
+    run.train()
+    run.save()
+    run.finish(documents(run.tok, a.judged))
     return None
 
 
@@ -312,6 +349,7 @@ def profile(trainer: Trainer, out: Path) -> None:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
 
+    trainer.step()  # compiles
     torch.cuda.synchronize()
     begin = time.time()
     for _ in range(20):
@@ -334,8 +372,6 @@ def profile(trainer: Trainer, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    import os
-
     main()
     sys.stdout.flush()
     os._exit(0)  # the workers have nothing to finish

@@ -11,8 +11,12 @@ exit status 2. A message says what was found and what to do about it.
     │   └── NewerStore         ... it was written by a newer headgate
     ├── ResourceError          the machine lacks disk, memory or permission
     │   └── BudgetTooSmall     ... the memory budget cannot work
+    ├── Unavailable            the engine cannot take another request now
+    │   ├── Busy               ... its queue is full
+    │   └── ShuttingDown       ... it is being closed
     └── UsageError             an argument is out of range or a file is unusable
-        └── PromptTooLong      ... the prompt does not fit the context
+        ├── PromptTooLong      ... the prompt does not fit the context
+        └── InvalidRequest     ... a field of a client's request is unusable
 """
 
 from __future__ import annotations
@@ -58,9 +62,33 @@ class BudgetTooSmall(ResourceError):
         self.smallest = smallest
 
 
+class Unavailable(HeadgateError):
+    """The engine cannot take another request now; later it may."""
+
+
+class Busy(Unavailable):
+    """As many requests are waiting as may wait."""
+
+
+class ShuttingDown(Unavailable):
+    """The engine is being closed and takes no more requests."""
+
+
 class UsageError(HeadgateError):
     """An argument is out of range, or a file given by the user is unusable."""
 
 
 class PromptTooLong(UsageError):
     """The prompt has more tokens than the context holds."""
+
+
+class InvalidRequest(UsageError):
+    """A field of a client's request is unusable.
+
+    Attributes:
+        field: its name, as a path such as ``messages[0].content``.
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field

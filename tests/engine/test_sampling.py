@@ -68,6 +68,36 @@ def test_repetition_penalty_demotes_what_was_said() -> None:
     assert logits[0] == 2.0  # the caller's array is left alone
 
 
+def test_presence_and_frequency_penalties_are_subtracted() -> None:
+    logits = np.array([2.0, 1.5, 1.0], np.float32)
+    every = np.ones(3, np.bool_)
+    presence = Sampler(Sampling(presence_penalty=0.75), every)
+    assert presence.choose(logits, [], {}) == 0
+    assert presence.choose(logits, [], {0: 1}) == 1
+    assert presence.choose(logits, [], {0: 9, 1: 1}) == 0  # once, however often
+    frequency = Sampler(Sampling(frequency_penalty=0.3), every)
+    assert [frequency.choose(logits, [], {0: n}) for n in (1, 2)] == [0, 1]
+    assert Sampler(Sampling(frequency_penalty=-2), every).choose(logits, [], {2: 1}) == 2
+
+
+def test_logit_bias_is_added() -> None:
+    logits = np.array([2.0, 1.5, 1.0], np.float32)
+    every = np.ones(3, np.bool_)
+    assert Sampler(Sampling(logit_bias={2: 1.5}), every).choose(logits, []) == 2
+    banned = Sampler(Sampling(temperature=1, seed=1, logit_bias={0: -100}), every)
+    assert {banned.choose(logits, []) for _ in range(100)} == {1, 2}
+    with pytest.raises(UsageError, match="outside the vocabulary"):
+        Sampler(Sampling(logit_bias={3: 1}), every)
+
+
+def test_mask_bounds_the_choice() -> None:
+    mask = np.array([False, False, True, True, False])
+    sampler = Sampler(Sampling(temperature=1, seed=1), ALL)
+    assert {sampler.choose(LOGITS, [], mask=mask) for _ in range(100)} == {2, 3}
+    with pytest.raises(UsageError, match="no token"):
+        sampler.choose(LOGITS, [], mask=np.zeros(5, np.bool_))
+
+
 def test_seed_repeats_the_draws() -> None:
     first, second = (
         [Sampler(Sampling(temperature=1, seed=7), ALL).choose(LOGITS, []) for _ in range(5)]
@@ -86,6 +116,10 @@ def test_seed_repeats_the_draws() -> None:
         {"top_p": 1.1},
         {"min_p": 2},
         {"repetition_penalty": 0},
+        {"presence_penalty": 2.5},
+        {"frequency_penalty": float("nan")},
+        {"logit_bias": {1: 101}},
+        {"logit_bias": {-1: 1}},
         {"seed": -1},
     ],
 )

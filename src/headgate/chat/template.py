@@ -9,8 +9,11 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
 import jinja2.sandbox
 
+from headgate.chat.messages import normal_messages
 from headgate.errors import UsageError
 
 
@@ -24,15 +27,18 @@ class ChatTemplate:
 
     def __init__(self, source: str, special: Mapping[str, str] | None = None) -> None:
         env = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[jinja2.ext.loopcontrols, _GenerationTag],
         )
         env.filters["tojson"] = _tojson
         env.globals["raise_exception"] = _raise
         env.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
         self._special = dict(special or {})
+        self._developer = "developer" in source
         try:
             self._template = env.from_string(source)
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, RecursionError) as error:
             raise UsageError(f"the chat template cannot be parsed: {error}") from None
 
     @classmethod
@@ -56,7 +62,7 @@ class ChatTemplate:
                 special[name] = text
         source: Any = config.get("chat_template")
         if isinstance(source, list):  # several named ones
-            named = {entry["name"]: entry["template"] for entry in source}
+            named = {entry.get("name"): entry.get("template") for entry in source}
             source = named.get("default")
         if "chat_template.jinja" in files:
             source = files["chat_template.jinja"].decode("utf-8")
@@ -72,43 +78,62 @@ class ChatTemplate:
         """The prompt for ``messages``.
 
         Args:
-            messages: in OpenAI's form; tool calls' arguments may be JSON strings.
+            messages: in OpenAI's form; see :func:`normal_messages` for what may vary.
             tools: function declarations in OpenAI's form.
             variables: further template variables, such as ``enable_thinking``.
 
         Raises:
             UsageError: the template refuses the messages; says why.
         """
+        given = normal_messages(messages, self._developer)
         try:
             return self._template.render(
-                messages=[_with_parsed_arguments(message) for message in messages],
+                messages=given,
                 tools=list(tools) if tools else None,
                 add_generation_prompt=add_generation_prompt,
                 **{**self._special, **variables},
             )
-        except (jinja2.TemplateError, TypeError, ValueError, AttributeError, KeyError) as error:
-            raise UsageError(f"the chat template refuses these messages: {error}") from None
+        except Exception as error:  # a template is somebody's program
+            text = str(error) or type(error).__name__
+            raise UsageError(f"the chat template refuses these messages: {text}") from None
 
 
-def _tojson(value: Any, indent: int | None = None, **_: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def opens_thinking(prompt: str) -> bool:
+    """Whether a rendered prompt ends inside a think block, so that the answer begins with
+    reasoning.
+
+    Only a tag at the very end counts: one further up may be quoted by a message.
+    """
+    return prompt.rstrip().endswith("<think>")
+
+
+class _GenerationTag(jinja2.ext.Extension):
+    """``{% generation %}`` ... ``{% endgeneration %}``, by which training code finds the
+    assistant's text. Rendering needs the text alone."""
+
+    tags = {"generation"}  # noqa: RUF012  (jinja2 declares it so)
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.Scope(body, lineno=line)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def _raise(message: str) -> None:
     raise jinja2.TemplateError(message)
-
-
-def _with_parsed_arguments(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Clients send arguments as a JSON string, templates iterate over a mapping."""
-    if not message.get("tool_calls"):
-        return dict(message)
-    calls = []
-    for call in message["tool_calls"]:
-        function = dict(call.get("function", call))
-        if isinstance(function.get("arguments"), str):
-            try:
-                function["arguments"] = json.loads(function["arguments"] or "{}")
-            except ValueError:
-                raise UsageError("a tool call's arguments are not valid JSON") from None
-        calls.append({**call, "function": function} if "function" in call else function)
-    return {**message, "tool_calls": calls}

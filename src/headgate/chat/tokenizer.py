@@ -43,6 +43,11 @@ class Tokenizer:
         found = self._inner.token_to_id(token)
         return None if found is None else int(found)
 
+    def thinking_ids(self) -> tuple[int, int] | None:
+        """The ids of ``<think>`` and ``</think>``, None unless both are single tokens."""
+        opening, closing = self.id_of("<think>"), self.id_of("</think>")
+        return None if opening is None or closing is None else (opening, closing)
+
     def ids(self) -> npt.NDArray[np.int64]:
         """All ids that have a token, ascending. The model's vocabulary may be padded
         beyond them."""

@@ -17,6 +17,7 @@ from headgate.measure.bench import bench as run_bench
 from headgate.measure.bench_job import Job, Temperature
 from headgate.measure.html import page
 from headgate.measure.report import text
+from headgate.measure.trace import require_pyarrow
 from headgate.store import Store
 
 T = TypeVar("T")
@@ -41,8 +42,12 @@ def bench(
     expert_bits: Annotated[int | None, typer.Option(help="Lossy: fewer bits.")] = None,
     threads: Annotated[int | None, typer.Option(help="One per core if not given.")] = None,
     context: Annotated[int | None, typer.Option(help="Longest sequence, as of `run`.")] = None,
-    trace: Annotated[
+    routes: Annotated[
         Path | None, typer.Option(help="Route by this trace of `headgate synth`, not by routers.")
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Record a route trace of the first process, for `headgate replay`."),
     ] = None,
     greedy: Annotated[
         bool | None,
@@ -77,6 +82,10 @@ def bench(
     )
     if repeats < 1 or throttle < 0 or seed < 0:
         raise UsageError("repeats are at least 1, throttle and seed not negative")
+    if trace is not None:
+        require_pyarrow()
+        if ablate:
+            raise UsageError("--trace records no --ablate")
     opened = Store.open(store)
     if expert_bits is not None:
         opened.layout.prefix(expert_bits)  # refuses bits that the store does not have
@@ -89,7 +98,8 @@ def bench(
         experts_per_token=experts_per_token,
         expert_bits=expert_bits,
         threads=threads,
-        trace=None if trace is None else str(trace),
+        trace=None if routes is None else str(routes),
+        record=None if trace is None else str(trace),
         greedy=greedy,
         seed=seed,
     ).throttled(throttle * MB)

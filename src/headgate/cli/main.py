@@ -12,9 +12,14 @@ import typer
 import headgate
 from headgate.cli.bench import bench
 from headgate.cli.convert import convert
+from headgate.cli.eval import evaluate_command
 from headgate.cli.inspect import inspect
+from headgate.cli.plan import plan
 from headgate.cli.probe import probe
+from headgate.cli.replay import replay
 from headgate.cli.run import run
+from headgate.cli.serve import serve
+from headgate.cli.sweep import sweep
 from headgate.cli.synth import synth
 from headgate.cli.verify import verify
 from headgate.errors import HeadgateError
@@ -27,12 +32,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(run)
+app.command()(serve)
 app.command()(convert)
 app.command()(inspect)
 app.command()(verify)
 app.command()(synth)
 app.command()(probe)
 app.command()(bench)
+app.command()(plan)
+app.command()(replay)
+app.command("eval")(evaluate_command)
+app.command()(sweep)
 
 
 @app.callback(invoke_without_command=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from headgate.demo import demo_store
 from headgate.engine import Engine, Generation, Sampling, parse_size
 from headgate.engine.budget import format_size, peak_bytes
 from headgate.errors import UsageError
+from headgate.measure.trace import TraceRecorder
 from headgate.store import Store
 
 TEMPLATE_FILES = ("chat_template.jinja", "tokenizer_config.json")
@@ -64,6 +66,10 @@ def run(
         int | None, typer.Option(help="Lossy: read experts at fewer bits than the store has.")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="One per core if not given.")] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Record which experts are used, for `headgate replay`; no text."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document instead of the answer.")
     ] = False,
@@ -75,6 +81,7 @@ def run(
     path, question = _store_and_prompt(store, prompt)
     declared = load_tools(tools) if tools else []
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    recorder = None if trace is None else TraceRecorder(trace)
     engine = Engine.load(
         path,
         memory=parse_size(memory) if memory else None,
@@ -82,6 +89,7 @@ def run(
         experts_per_token=experts_per_token,
         expert_bits=expert_bits,
         threads=threads,
+        recorder=recorder,
     )
     text = question if raw else _render(engine.store, question, system, declared)
     ids = engine.tokenizer.encode(text)
@@ -93,8 +101,9 @@ def run(
             sys.stdout.write(piece)
             sys.stdout.flush()
 
-    for token in session.generate(ids, max_tokens, sampling):
-        emit(decoder.push(token))
+    with recorder or nullcontext():
+        for token in session.generate(ids, max_tokens, sampling):
+            emit(decoder.push(token))
     emit(decoder.flush())
     assert session.generation is not None
     if as_json:

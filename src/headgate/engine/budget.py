@@ -99,11 +99,12 @@ class Budget:
     Attributes:
         process: interpreter, libraries and a margin.
         dense: weights that every token needs.
-        state: one sequence of full context length.
-        scratch: activations of one prompt chunk.
+        state: sequences of full context length.
+        scratch: activations of one prompt chunk, beside tokens of the other sequences.
         experts: the expert cache.
         slots: experts that the cache holds.
         prompt_chunk: tokens of a prompt that are processed together.
+        prefixes: states of prompts that are kept in memory.
     """
 
     process: int
@@ -113,10 +114,12 @@ class Budget:
     experts: int
     slots: int
     prompt_chunk: int
+    prefixes: int = 0
 
     @property
     def total(self) -> int:
-        return self.process + self.dense + self.state + self.scratch + self.experts
+        fixed = self.process + self.dense + self.state + self.scratch + self.prefixes
+        return fixed + self.experts
 
     def describe(self) -> str:
         """One line for messages."""
@@ -132,56 +135,60 @@ def plan_budget(
     k: int,
     bits: int,
     prompt_chunk: int | None = None,
+    *,
+    sequences: int = 1,
+    prefix_bytes: int = 0,
 ) -> Budget:
-    """Divide ``memory`` (None: a share of what is free) for one sequence.
+    """Divide ``memory`` (None: a share of what is free) for ``sequences`` sequences.
 
     Raises:
         BudgetTooSmall: not even one token's experts of one layer fit; says which
             budget would do.
+        UsageError: ``prefix_bytes`` is negative.
     """
+    if prefix_bytes < 0:
+        raise UsageError(f"prefix_bytes is {prefix_bytes}, it must not be negative")
     record = store.layout.prefix_bytes(bits)
     total_records = len(store.manifest.layers) * store.manifest.num_experts
     process = resident_bytes() + MARGIN
-    fixed = process + store.dense_bytes + config.state_bytes(context)
+    state = sequences * config.state_bytes(context)
+    fixed = process + store.dense_bytes + state + prefix_bytes
     if memory is None:
         memory = resident_bytes() + int(DEFAULT_SHARE * available_bytes())
     chunks = PROMPT_CHUNKS if prompt_chunk is None else (prompt_chunk,)
-    smallest_chunk = chunks[-1]
-    smallest = fixed + scratch_bytes(config, smallest_chunk, k) + k * record
+    scratch = {size: scratch_bytes(config, size, k, sequences) for size in chunks}
+    smallest = fixed + scratch[chunks[-1]] + k * record
     if memory < smallest:
         smallest = -(-smallest // MIB) * MIB
+        contexts = f"{sequences} times {context}" if sequences > 1 else f"{context}"
+        kept = f"kept prefixes {format_size(prefix_bytes)}, " if prefix_bytes else ""
         raise BudgetTooSmall(
             f"a memory budget of {format_size(memory)} cannot work: dense weights take "
-            f"{format_size(store.dense_bytes)}, {context} tokens of context "
-            f"{format_size(config.state_bytes(context))}, the process {format_size(process)}; "
+            f"{format_size(store.dense_bytes)}, {contexts} tokens of context "
+            f"{format_size(state)}, {kept}the process {format_size(process)}; "
             f"the smallest that works is {smallest // MIB}M",
             smallest,
         )
-    chunk = next(
-        (
-            size
-            for size in chunks
-            # Activations may take an eighth of what experts could have.
-            if scratch_bytes(config, size, k) <= (memory - fixed) // 8
-        ),
-        smallest_chunk,
-    )
-    scratch = scratch_bytes(config, chunk, k)
-    slots = min((memory - fixed - scratch) // record, total_records)
+    # Activations may take an eighth of what experts could have.
+    good = [size for size in chunks if scratch[size] <= (memory - fixed) // 8]
+    chunk = good[0] if good else chunks[-1]
+    slots = min((memory - fixed - scratch[chunk]) // record, total_records)
     return Budget(
         process,
         store.dense_bytes,
-        config.state_bytes(context),
-        scratch,
+        state,
+        scratch[chunk],
         slots * record,
         slots,
         chunk,
+        prefix_bytes,
     )
 
 
-def scratch_bytes(config: ModelConfig, chunk: int, k: int) -> int:
-    """float32 activations alive at once while a chunk of tokens goes through a layer,
-    and the sampler's copies of the logits."""
+def scratch_bytes(config: ModelConfig, chunk: int, k: int, sequences: int = 1) -> int:
+    """float32 activations alive at once while a chunk of tokens, beside one token of each
+    other sequence, goes through a layer; logits, and the sampler's copies of them."""
     widest = config.activation_width
     per_token = 4 * (widest + (k + 8) * config.hidden_size) + 8 * k * config.moe_intermediate_size
-    return chunk * per_token + 40 * config.vocab_size
+    logits = 40 * config.vocab_size + 4 * (sequences - 1) * config.vocab_size
+    return (chunk + sequences - 1) * per_token + logits

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,19 @@ import numpy.typing as npt
 from headgate.chat.tokenizer import Tokenizer
 from headgate.engine.budget import Budget, plan_budget
 from headgate.engine.session import Session
-from headgate.errors import StoreError, UsageError
+from headgate.engine.states import StatePool
+from headgate.engine.turn import Turn, TurnOptions
+from headgate.errors import PromptTooLong, StoreError, UsageError
 from headgate.models import load_model, parse_config
 from headgate.ops import Ops, Weight, load_ops
 from headgate.ops.weights import plain_weight, quant_weight
 from headgate.paths import probe_file
 from headgate.store import Store
 from headgate.stream import CostModel, ExpertStream, StreamOptions, tuned
+from headgate.stream.recorder import Recorder
 
 DEFAULT_CONTEXT = 8192
+MOST_SEQUENCES = 256
 
 
 class Engine:
@@ -32,6 +36,9 @@ class Engine:
         store, config, ops, model, experts: the parts.
         budget: how memory is divided.
         context: the largest number of tokens of a sequence.
+        sequences: how many may be decoded together within the budget.
+        states: memory of sequences that nobody uses.
+        knobs: what the bits of a result depend on, beside the store.
         lossy: the knobs in force that change what the model computes.
     """
 
@@ -44,11 +51,14 @@ class Engine:
         expert_bits: int | None = None,
         threads: int | None = None,
         context: int | None = None,
+        sequences: int = 1,
+        prefix_bytes: int = 0,
         prompt_chunk: int | None = None,
         stream: StreamOptions | None = None,
         backend: str = "cpu",
         exact_activations: bool = False,
         instrument: Callable[[Ops], Ops] | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.store = store
         self.config = parse_config(
@@ -59,22 +69,40 @@ class Engine:
         bits = store.manifest.experts.bits if expert_bits is None else expert_bits
         store.layout.prefix(bits)  # refuses bits that the store does not have
         self.context = self._context(context)
+        if not 1 <= sequences <= MOST_SEQUENCES:
+            raise UsageError(f"sequences is {sequences}, expected 1..{MOST_SEQUENCES}")
+        self.sequences = sequences
         self.lossy = self._lossy(k, bits)
         # Parsed first so that the budget sees what it takes.
         self.stop_ids, self.allowed_tokens = self._stop_ids(), self._allowed_tokens()
         self.budget: Budget = plan_budget(
-            store, self.config, memory, self.context, k, bits, prompt_chunk
+            store,
+            self.config,
+            memory,
+            self.context,
+            k,
+            bits,
+            prompt_chunk,
+            sequences=sequences,
+            prefix_bytes=prefix_bytes,
         )
         ops = load_ops(backend, _threads(threads), exact_activations)
+        self.knobs = {
+            "experts_per_token": k,
+            "expert_bits": bits,
+            "backend": f"{ops.name} {getattr(ops, 'isa', '')}".strip(),
+            "exact_activations": exact_activations,
+        }
         self.ops = ops if instrument is None else instrument(ops)
         self.model = load_model(self.config, self._dense_weights(), self.ops, k)
+        self.states = StatePool(lambda: self.model.new_state(self.context), sequences)
         options = tuned(
             stream or StreamOptions(),
             CostModel.load(probe_file(store.path)),
             store.layout.prefix_bytes(bits),
             k,
         )
-        self.experts = ExpertStream(store, self.ops, self.budget.slots, bits, options)
+        self.experts = ExpertStream(store, self.ops, self.budget.slots, bits, options, recorder)
 
     @classmethod
     def load(cls, store: Path | str, **options: Any) -> Engine:
@@ -88,6 +116,9 @@ class Engine:
             expert_bits: fewer than the store's is lossy.
             threads: to multiply on; one per core unless given.
             context: tokens of a sequence.
+            sequences: how many the budget has room for at a time.
+            prefix_bytes: of the budget, for states of prompts that are kept in memory
+                (:class:`headgate.engine.PrefixCache`).
             prompt_chunk: tokens of a prompt that are processed together; chosen by the
                 budget unless given.
             stream: how experts are read and kept.
@@ -95,6 +126,7 @@ class Engine:
             exact_activations: float32 instead of int8 activations against quantised
                 weights.
             instrument: wraps the operations, to time them.
+            recorder: told of every request for experts, to trace them.
 
         Raises:
             StoreError: the store is missing, incomplete, damaged or malformed.
@@ -106,6 +138,43 @@ class Engine:
     def new_session(self) -> Session:
         """An empty sequence."""
         return Session(self)
+
+    def new_turn(
+        self, prompt: Sequence[int], options: TurnOptions, before: Sequence[int] = ()
+    ) -> Turn:
+        """An answer to ``prompt`` in a sequence that holds the tokens ``before`` already.
+
+        Raises:
+            PromptTooLong, UsageError: as :meth:`check_tokens`.
+        """
+        self.check_tokens(prompt, len(before))
+        return Turn(
+            prompt,
+            options,
+            stop_ids=self.stop_ids,
+            allowed=self.allowed_tokens,
+            context=self.context,
+            before=before,
+        )
+
+    def check_tokens(self, ids: Sequence[int], before: int = 0) -> None:
+        """Refuse tokens that cannot follow ``before`` others.
+
+        Raises:
+            PromptTooLong: they do not fit the context.
+            UsageError: there are none, or an id is outside the vocabulary.
+        """
+        if not ids:
+            raise UsageError("the prompt is empty")
+        vocab = self.config.vocab_size
+        if min(ids) < 0 or max(ids) >= vocab:
+            raise UsageError(f"a token id is outside the vocabulary of {vocab}")
+        if before + len(ids) > self.context:
+            raise PromptTooLong(
+                f"the prompt makes {before + len(ids)} tokens, the context holds "
+                f"{self.context}: shorten it or raise --context (the model allows "
+                f"{self.config.max_position_embeddings})"
+            )
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,10 @@ class Sampling:
         repetition_penalty: divide positive and multiply negative logits of tokens
             already in the sequence by this (Keskar et al., *CTRL*, 2019).
         seed: of the generator; None draws a fresh one.
+        presence_penalty: taken from the logits of tokens that the answer has already.
+        frequency_penalty: taken from them once for each time that it has them. Both as
+            in OpenAI's API, which allows -2..2.
+        logit_bias: token -> added to its logit, -100..100.
     """
 
     temperature: float = 0.0
@@ -32,6 +36,9 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         checks = {
@@ -41,6 +48,16 @@ class Sampling:
             f"min_p {self.min_p} is not in [0, 1]": 0 <= self.min_p <= 1,
             f"repetition_penalty {self.repetition_penalty} is not in (0, 100]": (
                 0 < self.repetition_penalty <= 100
+            ),
+            f"presence_penalty {self.presence_penalty} is not in -2..2": (
+                -2 <= self.presence_penalty <= 2
+            ),
+            f"frequency_penalty {self.frequency_penalty} is not in -2..2": (
+                -2 <= self.frequency_penalty <= 2
+            ),
+            "logit_bias has a token below 0": all(token >= 0 for token in self.logit_bias),
+            "logit_bias has a value outside -100..100": all(
+                -100 <= value <= 100 for value in self.logit_bias.values()
             ),
             f"seed {self.seed} is negative": self.seed is None or self.seed >= 0,
         }
@@ -61,25 +78,57 @@ class Sampler:
         self.sampling = sampling
         self._banned = np.flatnonzero(~allowed)
         self._random = np.random.default_rng(sampling.seed)
+        self._biased = np.array(list(sampling.logit_bias), np.int64)
+        self._bias = np.array(list(sampling.logit_bias.values()), np.float32)
+        if len(self._biased) and self._biased.max() >= len(allowed):
+            raise UsageError(f"logit_bias has a token outside the vocabulary of {len(allowed)}")
 
-    def choose(self, logits: npt.NDArray[np.float32], seen: Collection[int]) -> int:
+    def choose(
+        self,
+        logits: npt.NDArray[np.float32],
+        seen: Collection[int],
+        counts: Mapping[int, int] | None = None,
+        mask: npt.NDArray[np.bool_] | None = None,
+    ) -> int:
         """The next token.
 
         Args:
             logits: float32 [vocab]; not changed.
             seen: tokens of the sequence so far, for the repetition penalty.
+            counts: how often the answer has each of its tokens, for the presence and the
+                frequency penalty.
+            mask: bool [vocab], the only tokens that may be drawn.
+
+        Raises:
+            UsageError: no token may be drawn.
         """
         s = self.sampling
         logits = logits.copy()
+        self._penalise(logits, seen, counts or {})
         logits[self._banned] = -np.inf
+        if mask is not None:
+            logits[~mask] = -np.inf
+        best = int(np.argmax(logits))
+        if logits[best] == -np.inf:
+            raise UsageError("the constraint of the answer leaves no token that could follow")
+        if s.temperature == 0:
+            return best
+        ids, p = _truncate(logits / np.float32(s.temperature), s)
+        return int(self._random.choice(ids, p=p))
+
+    def _penalise(
+        self, logits: npt.NDArray[np.float32], seen: Collection[int], counts: Mapping[int, int]
+    ) -> None:
+        s = self.sampling
         if s.repetition_penalty != 1.0 and seen:
             ids = np.fromiter(set(seen), np.int64)
             x = logits[ids]
             logits[ids] = np.where(x > 0, x / s.repetition_penalty, x * s.repetition_penalty)
-        if s.temperature == 0:
-            return int(np.argmax(logits))
-        ids, p = _truncate(logits / np.float32(s.temperature), s)
-        return int(self._random.choice(ids, p=p))
+        if counts and (s.presence_penalty or s.frequency_penalty):
+            ids = np.fromiter(counts, np.int64, len(counts))
+            times = np.fromiter(counts.values(), np.float32, len(counts))
+            logits[ids] -= times * np.float32(s.frequency_penalty) + np.float32(s.presence_penalty)
+        logits[self._biased] += self._bias
 
 
 def _truncate(

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from headgate.engine.sampling import Sampler, Sampling
-from headgate.errors import PromptTooLong, UsageError
+from headgate.engine.chunks import chunk_end, grid_of
+from headgate.engine.sampling import Sampling
+from headgate.engine.turn import FinishReason, TokenConstraint, TurnOptions
+from headgate.errors import UsageError
 from headgate.stream import StreamStats
 
 if TYPE_CHECKING:
     from headgate.engine.engine import Engine
-
-FinishReason = Literal["stop", "length"]
 
 
 @dataclass
@@ -61,14 +62,25 @@ class Session:
 
     Attributes:
         tokens: all tokens so far.
+        state: what the model remembers of them.
+        on_grid: whether nothing but whole prompts has been appended, each at a position
+            of the grid (:mod:`headgate.engine.chunks`).
         generation: figures of the last :meth:`generate`.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.tokens: list[int] = []
+        self.on_grid = True
         self.generation: Generation | None = None
-        self._state = engine.model.new_state(engine.context)
+        self.state = engine.states.take()
+        self._release = weakref.finalize(self, engine.states.give_back, self.state)
+        self._release.atexit = False
+
+    def close(self) -> None:
+        """Let another sequence have the state's memory; the session must not be used any
+        more. Happens by itself when the session is no longer referred to."""
+        self._release()
 
     def append(
         self, ids: Sequence[int], chunk: int | None = None, all_logits: bool = False
@@ -86,30 +98,22 @@ class Session:
             PromptTooLong: they do not fit the context. Nothing has been processed.
             UsageError: there are none, or an id is outside the vocabulary.
         """
-        self._check(ids)
+        self.engine.check_tokens(ids, len(self.tokens))
         engine, parts = self.engine, []
-        size = chunk or engine.budget.prompt_chunk
-        for start in range(0, len(ids), size):
-            part = list(ids[start : start + size])
-            logits = engine.model.forward(part, self._state, engine.experts, all_logits)
+        begin, end = len(self.tokens), len(self.tokens) + len(ids)
+        while len(self.tokens) < end:
+            start = len(self.tokens)
+            if chunk is None:
+                until = chunk_end(start, end, engine.budget.prompt_chunk)
+            else:
+                until = min(start + chunk, end)
+            part = list(ids[start - begin : until - begin])
+            self.on_grid &= start % grid_of(engine.budget.prompt_chunk) == 0
+            logits = engine.model.forward(part, self.state, engine.experts, all_logits)
             self.tokens += part
-            if all_logits or start + size >= len(ids):
+            if all_logits or until == end:
                 parts.append(engine.ops.to_numpy(logits))
         return np.concatenate(parts) if all_logits else parts[-1][-1]
-
-    def _check(self, ids: Sequence[int]) -> None:
-        if not ids:
-            raise UsageError("the prompt is empty")
-        vocab = self.engine.config.vocab_size
-        if min(ids) < 0 or max(ids) >= vocab:
-            raise UsageError(f"a token id is outside the vocabulary of {vocab}")
-        total = len(self.tokens) + len(ids)
-        if total > self.engine.context:
-            raise PromptTooLong(
-                f"the prompt makes {total} tokens, the context holds {self.engine.context}: "
-                f"shorten it or raise --context (the model allows "
-                f"{self.engine.config.max_position_embeddings})"
-            )
 
     def generate(
         self,
@@ -117,6 +121,7 @@ class Session:
         max_tokens: int | None = None,
         sampling: Sampling | None = None,
         stop: frozenset[int] | None = None,
+        constraint: TokenConstraint | None = None,
     ) -> Iterator[int]:
         """Append ``prompt`` and yield the tokens that follow, without the stop token.
 
@@ -124,36 +129,30 @@ class Session:
             max_tokens: at most this many; None for up to the end of the context.
             sampling: greedy unless given.
             stop: ids that end the answer; those of the generation config unless given.
+            constraint: bounds the answer.
 
         Raises:
             PromptTooLong, UsageError: as :meth:`append`, on the first token.
         """
         if max_tokens is not None and max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}, it must be at least 1")
-        stop = self.engine.stop_ids if stop is None else stop
-        sampler = Sampler(sampling or Sampling(), self.engine.allowed_tokens)
+        options = TurnOptions(max_tokens, sampling or Sampling(), stop, constraint)
+        turn = self.engine.new_turn(prompt, options, self.tokens)
         self.generation = stats = Generation(len(prompt))
         before = StreamStats(**vars(self.engine.experts.stats))
-        begin = time.perf_counter()
-        logits = self.append(prompt)
+        begin = first = time.perf_counter()
         try:
-            while True:
-                token = sampler.choose(logits, self.tokens)
+            while turn.finish_reason is None:
+                steps = turn.accept(self.append(turn.pending))
                 now = time.perf_counter()
-                if stats.generated_tokens == 0:
+                if stats.ttft_s == 0:
                     stats.ttft_s, first = now - begin, now
                 stats.decode_s = now - first
-                if token in stop:
-                    stats.finish_reason = "stop"
-                    return
-                stats.generated_tokens += 1
-                self._count(stats, before)
-                yield token
-                full = len(self.tokens) >= self.engine.context
-                if full or stats.generated_tokens == max_tokens:
-                    stats.finish_reason = "length"
-                    return
-                logits = self.append([token])
+                for step in steps:
+                    stats.generated_tokens += 1
+                    self._count(stats, before)
+                    yield step.token
+            stats.finish_reason = turn.finish_reason
         finally:
             self._count(stats, before)
 

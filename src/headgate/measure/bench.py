@@ -78,7 +78,9 @@ def bench(
     for repeat in range(matrix.repeats):
         for job, cells in zip(jobs, runs, strict=True):
             progress(f"repeat {repeat + 1} of {matrix.repeats}: {describe_job(job)}")
-            measured = launcher.run(replace(job, seed=template.seed + repeat))
+            # One process alone is traced; the next would write over it.
+            record = template.record if job is jobs[0] and not repeat else None
+            measured = launcher.run(replace(job, seed=template.seed + repeat, record=record))
             for run in cells:
                 run.add(measured)
     found = [run for cells in runs for run in cells]

@@ -29,6 +29,7 @@ class Job:
         memory: budget in bytes; the engine's own choice if None.
         dense_layer: for every decoded token all experts of this layer are used.
         trace: path of a route trace to follow.
+        record: path of a route trace to write.
         greedy: decoded tokens are the model's own; else random ones, since a model with
             random weights soon repeats itself, and with its tokens their experts.
         spawned: time.monotonic() when the process was started.
@@ -45,6 +46,7 @@ class Job:
     stream: StreamOptions = field(default_factory=StreamOptions)
     dense_layer: int | None = None
     trace: str | None = None
+    record: str | None = None
     greedy: bool = False
     seed: int = 0
     spawned: float = 0.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 from time import monotonic, perf_counter
@@ -27,6 +27,7 @@ from headgate.measure.roofline import TokenBytes, dense_bytes_per_token
 from headgate.measure.routes import load_trace, routed_by
 from headgate.measure.sources import CountedExperts, DenseLayer
 from headgate.measure.timed_ops import TimedOps, timed
+from headgate.measure.trace import TraceRecorder
 from headgate.ops import Ops
 from headgate.store import Store
 
@@ -125,11 +126,12 @@ def run(job: Job) -> JobResult:
     begun = monotonic()
     store = Store.open(job.store)
     dense_s = _clock_dense(store)
-    engine, clocks = _load(store, job)
+    recorder = TraceRecorder(job.record) if job.record else None
+    engine, clocks = _load(store, job, recorder)
     ready_s = monotonic() - (job.spawned or begun)
     direct = _is_direct(engine, job)
     meter = Meter(engine, clocks)
-    with _sources(engine, job):
+    with _sources(engine, job), recorder or nullcontext():
         # Another prompt each time: what repeats itself is not warm but known.
         rng = np.random.default_rng(job.seed)
         phases = [_phase(engine, meter, phase, rng, job.greedy) for phase in job.phases]
@@ -163,7 +165,7 @@ def _clock_dense(store: Store) -> list[float]:
     return taken
 
 
-def _load(store: Store, job: Job) -> tuple[Engine, TimedOps]:
+def _load(store: Store, job: Job, recorder: TraceRecorder | None) -> tuple[Engine, TimedOps]:
     held: list[TimedOps] = []
 
     def instrument(ops: Ops) -> Ops:
@@ -182,6 +184,7 @@ def _load(store: Store, job: Job) -> tuple[Engine, TimedOps]:
         prompt_chunk=job.prompt_chunk,
         stream=job.stream,
         instrument=instrument,
+        recorder=recorder,
     )
     if longest > engine.context:
         raise UsageError(

@@ -6,16 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from headgate.errors import CheckpointError, UnsupportedModel
-from headgate.models.qwen3_5_moe import Qwen35Moe
+from headgate.models.qwen3_5_moe import GRID, Qwen35Moe
 from headgate.models.qwen3_5_moe_config import Qwen35MoeConfig
-from headgate.models.spec import ExpertSource, ModelConfig, Role, TensorSpec
+from headgate.models.qwen3_5_moe_state import State
+from headgate.models.spec import ExpertSource, ModelConfig, Part, Role, TensorSpec
 from headgate.ops import Ops, Weight
 
 __all__ = [
     "CONFIGS",
+    "GRID",
     "ExpertSource",
     "ModelConfig",
+    "Part",
     "Role",
+    "State",
     "TensorSpec",
     "load_model",
     "parse_config",

@@ -2,45 +2,34 @@
 
 A layer is ``x += mixer(norm(x)); x += moe(norm(x))``; three of four mixers are
 gated delta rules with a fixed-size state, the fourth is gated full attention.
+
+A pass takes tokens of several sequences. Their rows go through products, router and
+experts together; only the mixers see one sequence at a time. Row i of an operation
+depends on row i alone, so a sequence gets the same bits in any company. A mixer's
+arithmetic depends on how many tokens it is given; it is given them in pieces that end at
+multiples of :data:`GRID`, so that where a prompt is cut, if cut there, changes no bit.
+
+Arrays belong to the operations; of their rows, ``x[a:b]`` is taken and assigned here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from headgate.errors import HeadgateError
 from headgate.models.qwen3_5_moe_config import LINEAR, Qwen35MoeConfig
-from headgate.models.spec import ExpertSource
+from headgate.models.qwen3_5_moe_state import AttentionState, DeltaState, State
+from headgate.models.spec import ExpertSource, Part
 from headgate.ops import Array, AttentionShape, DeltaShape, Ops, Weight
 from headgate.ops.weights import as_float
 
-
-@dataclass
-class AttentionState:
-    """Keys and values of one layer, [context, kv_heads, head_dim] each."""
-
-    keys: Array
-    values: Array
-
-
-@dataclass
-class DeltaState:
-    """conv [channels, window - 1], the raw inputs of the last tokens; rule
-    [value_heads, key_dim, value_dim]."""
-
-    conv: Array
-    rule: Array
-
-
-@dataclass
-class State:
-    """What one sequence has to remember; ``length`` tokens are in it."""
-
-    layers: list[AttentionState | DeltaState]
-    length: int = 0
+#: Positions at which a prompt may be cut, and its state kept, without changing a bit: the
+#: chunked delta rule works on this many tokens at a time.
+GRID = 64
 
 
 class Qwen35Moe:
@@ -129,86 +118,209 @@ class Qwen35Moe:
         Returns:
             logits [1, vocab], or [T, vocab].
         """
-        ops, eps = self.ops, self.config.rms_norm_eps
-        x = ops.embed(self._embedding, ids)
-        for number, (layer, memory) in enumerate(zip(self._layers, state.layers, strict=True)):
-            h = ops.rms_norm(x, layer["input_layernorm"], eps)
-            x = ops.add(x, self._mix(h, layer, memory, state.length))
-            h = ops.rms_norm(x, layer["post_attention_layernorm"], eps)
-            x = self._moe(x, h, layer, number, experts)
-        state.length += len(ids)
-        if not all_logits:
-            x = ops.last_row(x)
-        (logits,) = ops.linear(ops.rms_norm(x, self._norm, eps), self._head)
+        part = Part(ids, state)
+        (logits,) = self.forward_many([part], experts, all_logits)
+        if part.error is not None:
+            raise part.error
         return logits
 
-    def _mix(
-        self, h: Array, layer: dict[str, Any], memory: AttentionState | DeltaState, start: int
+    def forward_many(
+        self, parts: Sequence[Part], experts: ExpertSource, all_logits: bool = False
+    ) -> list[Array]:
+        """Append tokens to several sequences, each with the bits that it would get alone.
+
+        Returns:
+            for each part logits [1, vocab], or [T, vocab]; of no meaning where the part's
+            ``error`` has been set.
+        """
+        found = self.hidden(parts, experts)
+        return self.logits(found if all_logits else [x[-1:] for x in found])
+
+    def logits(self, rows: Sequence[Array]) -> list[Array]:
+        """Logits [T, vocab] for each of several [T, hidden] of :meth:`hidden`."""
+        x = self.ops.rms_norm(_joined(self.ops, rows), self._norm, self.config.rms_norm_eps)
+        return self._split(self.ops.linear(x, self._head)[0], [len(x) for x in rows])
+
+    def hidden(self, parts: Sequence[Part], experts: ExpertSource) -> list[Array]:
+        """Append tokens to several sequences, up to the last layer's output.
+
+        A part whose experts cannot be read gets its ``error`` set, and its state is of no
+        use any more; the other parts go on.
+
+        Returns:
+            for each part [T, hidden], for :meth:`logits`.
+        """
+        ops, eps = self.ops, self.config.rms_norm_eps
+        x = ops.embed(self._embedding, [token for part in parts for token in part.ids])
+        for number, layer in enumerate(self._layers):
+            h = ops.rms_norm(x, layer["input_layernorm"], eps)
+            x = ops.add(x, self._mix(h, layer, number, parts))
+            h = ops.rms_norm(x, layer["post_attention_layernorm"], eps)
+            x = self._moe(x, h, layer, number, experts, parts)
+            if all(part.error for part in parts):
+                break
+        for part in parts:
+            part.state.length += len(part.ids)
+        return self._split(x, [len(part.ids) for part in parts])
+
+    def _split(self, x: Array, sizes: Sequence[int]) -> list[Array]:
+        ends = np.cumsum(sizes).tolist()
+        return [x[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+    def _mix(self, h: Array, layer: dict[str, Any], number: int, parts: Sequence[Part]) -> Array:
+        if isinstance(parts[0].state.layers[number], DeltaState):
+            return self._linear_attention(h, layer, number, parts)
+        return self._full_attention(h, layer, number, parts)
+
+    def _each(
+        self, parts: Sequence[Part], cuts: Callable[[Part], Iterable[int]], call: _Mixer
     ) -> Array:
-        if isinstance(memory, DeltaState):
-            return self._linear_attention(h, layer, memory)
-        return self._full_attention(h, layer, memory, start)
+        """``call`` for every piece of every part, and its rows in one array."""
+        out, row = [], 0
+        for part in parts:
+            start = part.state.length
+            end = start + len(part.ids)
+            inside = [cut for cut in cuts(part) if start < cut < end]
+            for a, b in pairwise([start, *inside, end]):
+                out.append(call(part, a, row, row + b - a))
+                row += b - a
+        return _joined(self.ops, out)
 
     def _full_attention(
-        self, h: Array, layer: dict[str, Any], memory: AttentionState, start: int
+        self, h: Array, layer: dict[str, Any], number: int, parts: Sequence[Part]
     ) -> Array:
         q, k, v = self.ops.linear(
             h, layer["self_attn.q_proj"], layer["self_attn.k_proj"], layer["self_attn.v_proj"]
         )
-        out = self.ops.attention(
-            self._attention_shape,
-            q,
-            k,
-            v,
-            layer["self_attn.q_norm"],
-            layer["self_attn.k_norm"],
-            memory.keys,
-            memory.values,
-            start,
-        )
+
+        def attend(part: Part, start: int, a: int, b: int) -> Array:
+            memory = part.state.layers[number]
+            return self.ops.attention(
+                self._attention_shape,
+                q[a:b],
+                k[a:b],
+                v[a:b],
+                layer["self_attn.q_norm"],
+                layer["self_attn.k_norm"],
+                memory.keys,
+                memory.values,
+                start,
+            )
+
+        out = self._each(parts, _grid, attend)
         return self.ops.linear(out, layer["self_attn.o_proj"])[0]
 
-    def _linear_attention(self, h: Array, layer: dict[str, Any], memory: DeltaState) -> Array:
+    def _linear_attention(
+        self, h: Array, layer: dict[str, Any], number: int, parts: Sequence[Part]
+    ) -> Array:
         qkv, z = self.ops.linear(
             h, layer["linear_attn.in_proj_qkv"], layer["linear_attn.in_proj_z"]
         )
-        b, a = self.ops.linear(
+        b_, a_ = self.ops.linear(
             h, layer["linear_attn.in_proj_b"], layer["linear_attn.in_proj_a"], exact=True
         )
-        out = self.ops.delta_net(
-            self._delta_shape,
-            qkv,
-            z,
-            b,
-            a,
-            layer["linear_attn.conv1d"],
-            layer["linear_attn.A_log"],
-            layer["linear_attn.dt_bias"],
-            layer["linear_attn.norm"],
-            memory.conv,
-            memory.rule,
-        )
+
+        def advance(part: Part, start: int, a: int, b: int) -> Array:
+            memory = part.state.layers[number]
+            out = self.ops.delta_net(
+                self._delta_shape,
+                qkv[a:b],
+                z[a:b],
+                b_[a:b],
+                a_[a:b],
+                layer["linear_attn.conv1d"],
+                layer["linear_attn.A_log"],
+                layer["linear_attn.dt_bias"],
+                layer["linear_attn.norm"],
+                memory.conv,
+                memory.rule,
+            )
+            if start + b - a in part.marks:
+                copies = (memory.conv.copy(), memory.rule.copy())
+                part.marked.setdefault(start + b - a, {})[number] = copies
+            return out
+
+        out = self._each(parts, lambda part: part.marks, advance)
         return self.ops.linear(out, layer["linear_attn.out_proj"])[0]
 
     def _moe(
-        self, x: Array, h: Array, layer: dict[str, Any], number: int, experts: ExpertSource
+        self,
+        x: Array,
+        h: Array,
+        layer: dict[str, Any],
+        number: int,
+        experts: ExpertSource,
+        parts: Sequence[Part],
     ) -> Array:
         ops = self.ops
         logits, gate = ops.linear(h, layer["mlp.gate"], layer["mlp.shared_expert_gate"], exact=True)
         ids, weights = ops.route(logits, self.experts_per_token)
         request = experts.request(number, ids)
-        if len(ids) == 1 and experts.wants_suggestions and number + 1 < len(self._layers):
+        single = len(ids) == len(parts)  # one token of each sequence
+        if single and experts.wants_suggestions and number + 1 < len(self._layers):
             self._suggest(x, number + 1, experts)
         # The shared expert is multiplied while the routed ones are being read.
         inner = ops.silu_mul(
             *ops.linear(h, layer["mlp.shared_expert.gate_proj"], layer["mlp.shared_expert.up_proj"])
         )
         (shared,) = ops.linear(inner, layer["mlp.shared_expert.down_proj"])
-        return experts.compute(request, h, weights, ops.add_gated(x, shared, gate))
+        base = ops.add_gated(x, shared, gate)
+        try:
+            return experts.compute(request, h, weights, base)
+        except HeadgateError as error:
+            if len(parts) == 1:
+                parts[0].error = error
+                return base
+        return self._apart(number, experts, parts, (ids, h, weights, base))
+
+    def _apart(
+        self,
+        number: int,
+        experts: ExpertSource,
+        parts: Sequence[Part],
+        arrays: tuple[Any, Array, Array, Array],
+    ) -> Array:
+        """The experts' outputs, part by part, because one of them has failed: it is left
+        behind, with rows of no meaning."""
+        sizes, out = [len(part.ids) for part in parts], []
+        pieces = zip(*(self._split(array, sizes) for array in arrays), strict=True)
+        for part, (ids, h, weights, base) in zip(parts, pieces, strict=True):
+            if part.error is None:
+                try:
+                    out.append(experts.compute(experts.request(number, ids), h, weights, base))
+                    continue
+                except HeadgateError as error:
+                    part.error = error
+            out.append(base)
+        return _joined(self.ops, out)
 
     def _suggest(self, x: Array, number: int, experts: ExpertSource) -> None:
         """A guess at a later layer's routing: its router on this layer's hidden state."""
         layer, ops = self._layers[number], self.ops
         h = ops.rms_norm(x, layer["post_attention_layernorm"], self.config.rms_norm_eps)
         (logits,) = ops.linear(h, layer["mlp.gate"], exact=True)
-        experts.suggest(number, ops.route(logits, self.experts_per_token)[0][0])
+        ids = ops.route(logits, self.experts_per_token)[0]
+        # Every sequence's likeliest first, each expert once.
+        ranked = list(dict.fromkeys(ids.T.ravel().tolist()))
+        experts.suggest(number, np.array(ranked, np.int32))
+
+
+#: (part, position of its first token, its first row, the row behind its last) -> rows
+_Mixer = Callable[[Part, int, int, int], Array]
+
+
+def _grid(part: Part) -> Iterable[int]:
+    first = part.state.length // GRID + 1
+    return range(first * GRID, part.state.length + len(part.ids), GRID)
+
+
+def _joined(ops: Ops, rows: Sequence[Array]) -> Array:
+    """Arrays [T, n] one below the other."""
+    if len(rows) == 1:
+        return rows[0]
+    out = ops.empty(sum(len(x) for x in rows), rows[0].shape[1])
+    row = 0
+    for x in rows:
+        out[row : row + len(x)] = x
+        row += len(x)
+    return out

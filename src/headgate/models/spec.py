@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from headgate.errors import HeadgateError
 
 #: ``projection``: may be kept at 8 bits. ``embedding``, ``router``: kept as they
 #: were. ``norm``, ``vector``: small, kept in float32.
@@ -87,6 +90,27 @@ class Fields:
         value = self.raw.get(name, default)
         if value not in allowed:
             raise ValueError(f"config field {name} is {value!r}; supported: {list(allowed)}")
+
+
+@dataclass
+class Part:
+    """The tokens that one pass appends to one sequence.
+
+    Attributes:
+        ids: at least one.
+        state: of the sequence; changed in place.
+        marks: positions in the sequence, behind one of these tokens each, after which
+            what cannot be told from a later state is copied.
+        marked: position -> layer -> the copies.
+        error: set by the pass if the experts of these tokens could not be read. The state
+            is of no use then.
+    """
+
+    ids: Sequence[int]
+    state: Any
+    marks: tuple[int, ...] = ()
+    marked: dict[int, dict[int, tuple[Any, ...]]] = field(default_factory=dict)
+    error: HeadgateError | None = None
 
 
 class ExpertSource(Protocol):

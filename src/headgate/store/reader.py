@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,35 +128,44 @@ class Store:
             DamagedStore: names the tensor whose bytes do not match.
         """
         header = self.dense_header()
-        data = self._read_dense()[header.data_start :]
-        for name, info in header.tensors.items():
-            if crc32c(data[info.start : info.end]) != self.manifest.dense_crc32c[name]:
-                raise DamagedStore(f"dense tensor {name} is damaged: its checksum does not match")
+        order = sorted(header.tensors.items(), key=lambda item: item[1].start)
+        waiting = deque((name, info.start, info.end) for name, info in order)
+        start = header.data_start
+        buffer = AlignedBuffer(align(max(self._dense_file_bytes(), 1), ALIGNMENT), True)
+        data = buffer.array(start, self._dense_file_bytes() - start)
+        for complete in self._read_dense(buffer):
+            # Checked while the rest is on its way.
+            while waiting and start + waiting[0][2] <= complete:
+                name, begin, end = waiting.popleft()
+                if crc32c(data[begin:end]) != self.manifest.dense_crc32c[name]:
+                    raise DamagedStore(
+                        f"dense tensor {name} is damaged: its checksum does not match"
+                    )
         return {name: safetensors.view(info, data) for name, info in header.tensors.items()}
 
-    def _read_dense(self) -> npt.NDArray[np.uint8]:
-        size = self._dense_file_bytes()
-        buffer = AlignedBuffer(align(max(size, 1), ALIGNMENT), True)
-        path = self.path / DENSE_FILE
+    def _read_dense(self, buffer: AlignedBuffer) -> Iterator[int]:
+        """Read the file of dense tensors; yields how many bytes from its start are there."""
+        size, path = self._dense_file_bytes(), self.path / DENSE_FILE
         whole = size // ALIGNMENT * ALIGNMENT
-        queue = ReadQueue()
-        file, target = queue.add_file(str(path)), queue.add_buffer(buffer)
-        queue.submit(
-            [
-                (at, file, at, min(DENSE_READ, whole - at), target, at, 0)
-                for at in range(0, whole, DENSE_READ)
-            ]
-        )
-        while queue.outstanding:
-            for _, error, _, _ in queue.wait():
-                if error:
-                    raise StoreError(f"cannot read {DENSE_FILE}: {_reason(error)}")
-        data = buffer.array(0, size)
         with path.open("rb") as tail:  # direct reads end on whole pages
             tail.seek(whole)
             rest = tail.read(size - whole)
-        data[whole : whole + len(rest)] = np.frombuffer(rest, np.uint8)
-        return data
+        buffer.array()[whole : whole + len(rest)] = np.frombuffer(rest, np.uint8)
+        queue = ReadQueue()
+        file, target = queue.add_file(str(path)), queue.add_buffer(buffer)
+        starts = range(0, whole, DENSE_READ)
+        queue.submit([(at, file, at, min(DENSE_READ, whole - at), target, at, 0) for at in starts])
+        missing, done = deque(starts), set[int]()
+        while queue.outstanding:
+            for at, error, _, _ in queue.wait():
+                if error:
+                    raise StoreError(f"cannot read {DENSE_FILE}: {_reason(error)}")
+                done.add(at)
+            while missing and missing[0] in done:
+                missing.popleft()
+            if missing:
+                yield missing[0]
+        yield size
 
     def _check_sizes(self) -> None:
         for layer in self.manifest.layers:

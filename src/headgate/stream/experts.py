@@ -23,6 +23,7 @@ from headgate.stream.lookahead import Lookahead
 from headgate.stream.options import StreamOptions, StreamStats
 from headgate.stream.policies import make_policy
 from headgate.stream.reader import Read, RecordReader
+from headgate.stream.recorder import Recorder
 from headgate.stream.residency import Residency
 
 #: Records of a layer that are read at a time. Enough to keep any drive busy; more would
@@ -58,6 +59,7 @@ class ExpertStream:
     Args:
         slots: experts that the cache holds, at least 1.
         bits: precision to read experts at.
+        recorder: told of every request; shares nothing else with the stream.
     """
 
     def __init__(
@@ -67,16 +69,21 @@ class ExpertStream:
         slots: int,
         bits: int,
         options: StreamOptions | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.store, self.ops, self.bits = store, ops, bits
         self.options = options or StreamOptions()
         self.stats = StreamStats()
-        self.residency = Residency(slots, make_policy(self.options.policy, slots))
+        policy = make_policy(self.options.policy, slots)
+        make = Residency if recorder is None else recorder.residency
+        self.residency, self._recorder = make(slots, policy), recorder
         self.reader = RecordReader(store, slots, bits, self.options)
         self.ahead = Lookahead(self.residency, self.reader, self.stats, self.options.lookahead)
         self._kernel = ops.expert_kernel(store.layout, bits)
         self._index_of = {layer: i for i, layer in enumerate(store.manifest.layers)}
         self._open: Request | None = None
+        if recorder is not None:
+            recorder.begin(self)
 
     def request(self, layer: int, ids: npt.NDArray[np.int32]) -> Request:
         """Start reading the experts of ``layer`` that are not in memory.
@@ -87,6 +94,8 @@ class ExpertStream:
         began = perf_counter()
         if self._open is not None:  # its caller was interrupted before computing
             self._abandon(self._open)
+        if self._recorder is not None:
+            self._recorder.requested(self._index_of[layer], ids)
         flat, index = ids.ravel(), self._index_of[layer]
         order = np.argsort(flat, kind="stable").astype(np.int32)
         experts, starts = np.unique(flat[order], return_index=True)
@@ -159,6 +168,8 @@ class ExpertStream:
         stats.stalls += stats.wait_s > waited
         spent = perf_counter() - began
         stats.keep_s += spent - (stats.wait_s - waited) - (stats.compute_s - computed)
+        if self._recorder is not None:
+            self._recorder.computed(weights)
         return out
 
     def _submit(self, request: Request) -> None:

@@ -23,6 +23,9 @@ STRETCH = 120
 PATTERN = (False, True, False, True)
 #: Layers until the next trial.
 HOLD = 12_000
+#: Sequences that may decode together and still be read ahead for. Beyond, their own
+#: experts keep the drive busy.
+MOST_TOKENS = 8
 
 
 class Trial:
@@ -67,7 +70,9 @@ class Lookahead:
     ) -> None:
         self._residency, self._reader, self._stats = residency, reader, stats
         self._most = most
-        self._trial = Trial()
+        # How much a layer has to do depends on the tokens: each number is tried by itself.
+        self._trials = {tokens: Trial() for tokens in range(1, MOST_TOKENS + 1)}
+        self._tokens = 1  # of the last request
         self._last = (-1, 0.0)  # layer and time of the last request
         self._under_way: dict[Key, Read] = {}
         self._unused: set[Key] = set()  # read ahead, not routed to yet
@@ -75,7 +80,8 @@ class Lookahead:
     @property
     def active(self) -> bool:
         """Whether suggestions are followed at present."""
-        return self._most > 0 and self._trial.on
+        trial = self._trials.get(self._tokens)
+        return self._most > 0 and trial is not None and trial.on
 
     def suggest(self, index: int, experts: Sequence[int]) -> None:
         """Read ahead for the layer with file ``index``, likeliest expert first."""
@@ -98,11 +104,10 @@ class Lookahead:
     def claim(self, index: int, experts: Sequence[int], tokens: int) -> dict[int, Read]:
         """Called when a layer's experts are known: those among ``experts`` whose reads
         have begun, by expert. Reads that have not begun are dropped. Only layers of
-        single tokens are timed."""
+        few tokens are timed."""
         if not self._most:
             return {}
-        if tokens == 1:
-            self._time(index)
+        self._time(index, tokens)
         if not self._under_way and not self._unused:
             return {}
         for read in self._reader.cancel_background():
@@ -115,12 +120,13 @@ class Lookahead:
         self._unused = {key for key in self._unused if key[0] != index}
         return claimed
 
-    def _time(self, index: int) -> None:
+    def _time(self, index: int, tokens: int) -> None:
         # From layer to next layer; between two tokens the caller may have been idle.
         now, (before, then) = perf_counter(), self._last
+        same, self._tokens = tokens == self._tokens, tokens
         self._last = (index, now)
-        if index == before + 1:
-            self._trial.record(now - then)
+        if index == before + 1 and same and tokens in self._trials:
+            self._trials[tokens].record(now - then)
 
     def complete(self, read: Read) -> None:
         """A read ahead has arrived before anyone asked for it."""

@@ -1,0 +1,289 @@
+"""States after prefixes of prompts, kept so that another prompt can begin from them.
+
+A state is kept as it is, in float32, and at positions of the grid on which prompts may be
+cut (:mod:`headgate.engine.chunks`). So what follows is the same, bit for bit, as if the
+prefix had been processed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from headgate.engine.chunks import grid_of
+from headgate.engine.prefix_files import PrefixFiles
+from headgate.engine.snapshot import VERSION, Floats, Snapshot
+from headgate.errors import UsageError
+from headgate.models import State
+from headgate.paths import cache_folder
+
+if TYPE_CHECKING:
+    from headgate.engine.engine import Engine
+    from headgate.engine.session import Session
+
+DISK_LIMIT = 4 << 30
+
+
+class PrefixCache:
+    """Snapshots in memory and on the drive.
+
+    One thread restores and keeps; a thread of the cache's own writes files. A snapshot is
+    made in memory, so there is room for none that is larger than ``memory``.
+
+    Args:
+        engine: whose sequences these are.
+        memory: bytes of the snapshots in memory. The engine's budget has
+            ``Engine.load(prefix_bytes=...)`` for them, which is the default; the caller of
+            a cache with more has to leave that much out of the engine's budget.
+        disk: bytes of the files, those of other stores in the folder included; 0 for none.
+        folder: where they lie; below the user's cache folder unless given.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        memory: int | None = None,
+        disk: int = DISK_LIMIT,
+        folder: Path | None = None,
+    ) -> None:
+        self._config, self._ops = engine.config, engine.ops
+        self.grid = grid_of(engine.budget.prompt_chunk)
+        self.memory = engine.budget.prefixes if memory is None else memory
+        if self.memory < 0 or disk < 0:
+            raise UsageError("the limits of a prefix cache must not be negative")
+        self.identity = identity_of(engine, self.grid)
+        self._files: PrefixFiles | None = None
+        if disk:
+            folder = cache_folder() / "prefixes" if folder is None else folder
+            self._files = PrefixFiles(folder, self.identity, disk)
+        self._lock = threading.Condition()
+        self._kept: OrderedDict[bytes, Snapshot] = OrderedDict()  # least recently used first
+        self._unwritten: dict[bytes, None] = {}  # in order
+        self._writing: bytes | None = None
+        self._used = 0  # bytes of what is kept, and of what there is a promise for
+        self._promised: dict[bytes, int] = {}
+        self._closing = False
+        self._writer: threading.Thread | None = None
+
+    # Finding
+
+    def longest(self, ids: Sequence[int]) -> int:
+        """Tokens of the longest kept prefix of ``ids``; 0 if there is none."""
+        found = self._candidates(np.asarray(ids, "<i4"))
+        return found[0][1] if found else 0
+
+    def restore(self, session: Session, prompt: Sequence[int]) -> int:
+        """Put an empty session behind the longest kept prefix of ``prompt`` that leaves
+        at least one token of it; returns the tokens of the prefix, 0 if there is none."""
+        if session.tokens:
+            raise UsageError("only an empty session can be put behind a prefix")
+        ids = np.asarray(prompt, "<i4")
+        for key, length in self._candidates(ids[:-1]):
+            arrays = [self._ops.to_numpy(array) for array in session.state.arrays(length)]
+            if self._read(key, ids[:length], arrays):
+                session.state.length = length
+                session.tokens = list(prompt[:length])
+                return length
+            session.state.clear()
+        return 0
+
+    def _candidates(self, ids: npt.NDArray[np.int32]) -> list[tuple[bytes, int]]:
+        """(key, length) of the kept prefixes of ``ids``, longest first."""
+        with self._lock:
+            known = {key: len(snapshot.tokens) for key, snapshot in self._kept.items()}
+            if self._files is not None:
+                known.update(self._files.lengths)
+        digest, start, found = hashlib.sha256(self.identity), 0, []
+        for length in sorted({n for n in known.values() if n <= len(ids)}):
+            digest.update(ids[start:length].tobytes())
+            start = length
+            key = digest.digest()[:16]
+            if known.get(key) == length:
+                found.append((key, length))
+        return found[::-1]
+
+    def _read(self, key: bytes, tokens: npt.NDArray[np.int32], arrays: Sequence[Floats]) -> bool:
+        with self._lock:
+            snapshot = self._kept.get(key)
+            if snapshot is not None:
+                self._kept.move_to_end(key)
+        if snapshot is not None:
+            if not np.array_equal(snapshot.tokens, tokens):
+                return False
+            for array, kept in zip(arrays, snapshot.arrays, strict=True):
+                array[:] = kept
+            return True
+        if self._files is None or not self._files.read(key, tokens, arrays):
+            return False
+        if self._promise(key, len(tokens)):  # the next one finds it in memory
+            self._insert(key, Snapshot(tokens.copy(), [array.copy() for array in arrays]))
+        return True
+
+    # Keeping
+
+    def save(self, session: Session) -> bool:
+        """Keep a session's state as it is now; whether there is room for it.
+
+        Raises:
+            UsageError: it is at no position of the grid, or tokens were appended
+                off the grid, as those of an answer are: going on from it would not give
+                the bits of a prompt.
+        """
+        length = len(session.tokens)
+        if not session.on_grid or length % self.grid or not length:
+            raise UsageError(
+                f"a state can be kept after prompts, at multiples of {self.grid} tokens"
+            )
+        if not self.promise(session.tokens, 0, length, [length]):
+            return False
+        self.keep(session.tokens, session.state, length)
+        return True
+
+    def promise(
+        self, tokens: Sequence[int], start: int, end: int, positions: Iterable[int]
+    ) -> tuple[int, ...]:
+        """Positions in (start, end] at which a state should be copied, because ``positions``
+        ask for it, moved down to the grid. Room is made for them; each must be passed to
+        :meth:`keep` or :meth:`break_promises` called."""
+        wanted = {position // self.grid * self.grid for position in positions}
+        ids = np.asarray(tokens[:end], "<i4")
+        inside = sorted(position for position in wanted if start < position <= end)
+        # The last first: it serves the next turn of the same conversation.
+        chosen = [x for x in reversed(inside) if self._promise(self._key(ids[:x]), x)]
+        return tuple(reversed(chosen))
+
+    def keep(
+        self,
+        tokens: Sequence[int],
+        state: State,
+        length: int,
+        marked: Mapping[int, tuple[Floats, ...]] | None = None,
+    ) -> None:
+        """Keep the state after the first ``length`` tokens, for which there is a promise.
+
+        Args:
+            marked: per layer what was copied at ``length``, if the state has gone on
+                (:attr:`headgate.models.Part.marked`).
+        """
+        arrays = [self._ops.to_numpy(array) for array in state.copy(length, marked)]
+        ids = np.asarray(tokens[:length], "<i4")
+        self._insert(self._key(ids), Snapshot(ids, arrays))
+
+    def break_promises(self) -> None:
+        """Nothing will come of what there is a promise for."""
+        with self._lock:
+            self._used -= sum(self._promised.values())
+            self._promised.clear()
+
+    def _key(self, ids: npt.NDArray[np.int32]) -> bytes:
+        return hashlib.sha256(self.identity + ids.tobytes()).digest()[:16]
+
+    def _promise(self, key: bytes, length: int) -> bool:
+        nbytes = self._config.state_bytes(length) + 4 * length
+        with self._lock:
+            if key in self._promised or nbytes > self.memory:
+                return False
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return False
+            victims = [key for key in self._kept if key != self._writing]
+            while self._used + nbytes > self.memory:
+                if not victims:
+                    return False
+                victim = victims.pop(0)
+                self._used -= self._kept.pop(victim).nbytes
+                self._unwritten.pop(victim, None)
+            self._used += nbytes
+            self._promised[key] = nbytes
+            return True
+
+    def _insert(self, key: bytes, snapshot: Snapshot) -> None:
+        with self._lock:
+            self._used += snapshot.nbytes - self._promised.pop(key)
+            self._kept[key] = snapshot
+            if self._files is not None and key not in self._files.lengths:
+                self._unwritten[key] = None
+                if self._writer is None and not self._closing:
+                    self._writer = threading.Thread(
+                        target=self._write, name="headgate-prefixes", daemon=True
+                    )
+                    self._writer.start()
+                self._lock.notify_all()
+
+    # Writing
+
+    def _write(self) -> None:
+        assert self._files is not None
+        while True:
+            with self._lock:
+                while not self._unwritten:
+                    if self._closing:
+                        return
+                    self._lock.wait()
+                key = self._writing = next(iter(self._unwritten))
+                snapshot = self._kept[key]
+            try:
+                self._files.write(key, snapshot)
+            except OSError as error:
+                print(
+                    f"headgate: note: cannot keep a prefix in {self._files.folder}: "
+                    f"{error.strerror}",
+                    file=sys.stderr,
+                )
+            with self._lock:
+                self._unwritten.pop(key, None)
+                self._writing = None
+                self._lock.notify_all()
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until everything is on the drive; whether it is."""
+        end = None if timeout is None else time.monotonic() + timeout
+        with self._lock:
+            while self._unwritten:
+                left = None if end is None else end - time.monotonic()
+                if left is not None and left <= 0:
+                    return False
+                self._lock.wait(left)
+        return True
+
+    def close(self, timeout: float | None = None) -> None:
+        """Flush, and end the thread that writes."""
+        self.flush(timeout)
+        with self._lock:
+            self._closing = True
+            self._unwritten.clear()
+            self._lock.notify_all()
+        if self._writer is not None:
+            self._writer.join(timeout)
+
+    def figures(self) -> dict[str, int]:
+        """Bytes and snapshots in memory and on the drive."""
+        with self._lock:
+            return {
+                "memory_bytes": self._used,
+                "memory_limit": self.memory,
+                "in_memory": len(self._kept),
+                "disk_bytes": 0 if self._files is None else self._files.nbytes,
+                "disk_limit": 0 if self._files is None else self._files.limit,
+                "on_disk": 0 if self._files is None else len(self._files.lengths),
+            }
+
+
+def identity_of(engine: Engine, grid: int) -> bytes:
+    """What a state depends on beside the tokens: the store, the knobs, the program."""
+    settings = {"knobs": engine.knobs, "grid": grid, "format": VERSION, "by": version("headgate")}
+    digest = hashlib.sha256(engine.store.manifest.to_bytes())
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    return digest.digest()
