@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find native -type f) CMakeLists.txt pyproject.toml
 
-.PHONY: demo demo-eval test check unit native-test sanitize neon-test fuzz bench format clean
+.PHONY: demo demo-eval test check unit native-test sanitize neon-test fuzz quality bench format clean
 
 demo: $(VENV)/.installed ## Ask the embedded model a question.
 	$(BIN)/headgate run "Which country is Oslo in?"
@@ -35,6 +35,9 @@ fuzz: $(VENV)/.tested ## 10,000 fuzzed headers and manifests.
 
 demo-eval: $(VENV)/.installed ## The demo model's scores on the held-out set.
 	$(BIN)/python demo/evaluate.py
+
+quality: $(VENV)/.tested ## What lossy settings cost on the demo model.
+	$(BIN)/python benchmarks/quality.py $(QUALITY)
 
 bench: $(VENV)/.installed ## What is promised of its speed: figure, bar, reached or not.
 	$(BIN)/python benchmarks/goals.py $(BENCH)

@@ -9,12 +9,11 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-V1 = Path("/sys/fs/cgroup/memory")
-V2 = Path("/sys/fs/cgroup")
+from headgate.measure.limit import control_group, joining
 
 #: of ``ru_inblock``, whatever the drive's own
 SECTOR = 512
@@ -22,25 +21,12 @@ SECTOR = 512
 
 @contextmanager
 def memory_limit(nbytes: int | None) -> Iterator[Path | None]:
-    """A control group that may use ``nbytes`` of memory, page cache included, and no swap;
-    None makes none.
-
-    Raises:
-        OSError: it cannot be made here.
-    """
+    """As :func:`headgate.measure.limit.control_group`; None makes none."""
     if nbytes is None:
         yield None
         return
-    version2 = (V2 / "cgroup.controllers").exists()
-    group = (V2 if version2 else V1) / f"headgate-peers-{os.getpid()}"
-    group.mkdir()
-    try:
-        (group / ("memory.max" if version2 else "memory.limit_in_bytes")).write_text(str(nbytes))
-        with suppress(OSError):  # no swap configured
-            (group / ("memory.swap.max" if version2 else "memory.swappiness")).write_text("0")
+    with control_group(nbytes) as group:
         yield group
-    finally:
-        group.rmdir()
 
 
 @dataclass(frozen=True)
@@ -68,8 +54,7 @@ class Finished:
 def run(command: Sequence[str], marker: str, group: Path | None, timeout: float = 900) -> Finished:
     """Run ``command`` as a member of ``group`` from its first instruction."""
     if group is not None:
-        script = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
-        command = ["sh", "-c", script, str(group), *command]
+        command = [*joining(group), *command]
     before, last = None, deque[str](maxlen=5)
     begin = processor_seconds()
     with tempfile.TemporaryFile("w+") as output:

@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from headgate.engine.control_group import allowance_bytes
 from headgate.errors import BudgetTooSmall, UsageError
 from headgate.models import ModelConfig
 from headgate.store import Store
@@ -20,11 +21,6 @@ MARGIN = 24 * MIB
 PROMPT_CHUNKS = (512, 256, 128, 64, 32, 16)
 #: Never take more than this of what the machine has free, unless told to.
 DEFAULT_SHARE = 0.7
-
-CGROUP_LIMITS = (
-    "/sys/fs/cgroup/memory.max",
-    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-)
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?B)?", re.IGNORECASE)
 
@@ -67,12 +63,12 @@ def peak_bytes() -> int:
 
 def available_bytes() -> int:
     """Memory that this process could still take, by the kernel's own estimate and
-    the limit of its control group."""
+    the limits of its control groups."""
     free = _kernel_figure("/proc/meminfo", "MemAvailable:")
     if free is None:
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    limits = [_number(path) for path in CGROUP_LIMITS]
-    return min([free, *[limit for limit in limits if limit is not None]])
+    allowance = allowance_bytes()
+    return free if allowance is None else min(free, allowance)
 
 
 def _kernel_figure(path: str, key: str) -> int | None:
@@ -83,13 +79,6 @@ def _kernel_figure(path: str, key: str) -> int | None:
         return None
     found = [line.split()[1] for line in lines if line.startswith(key)]
     return int(found[0]) * 1024 if found else None
-
-
-def _number(path: str) -> int | None:
-    try:
-        return int(Path(path).read_text())
-    except (OSError, ValueError):  # no such group, or "max"
-        return None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
@@ -17,33 +17,37 @@ JOIN = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"']
 
 
 @contextmanager
-def memory_limit(nbytes: int | None) -> Iterator[list[str]]:
-    """Words to put before a command so that it may use ``nbytes`` of memory, page cache
-    included, and no swap. None where there is nothing to limit or it is not allowed."""
-    group = None if nbytes is None else _make_group(nbytes)
-    try:
-        yield [] if group is None else [*JOIN, str(group)]
-    finally:
-        if group is not None:
-            with suppress(OSError):
-                group.rmdir()
+def control_group(nbytes: int) -> Iterator[Path]:
+    """A control group that may use ``nbytes`` of memory, page cache included, and no swap;
+    version 1 or 2, whichever is mounted.
 
-
-def _make_group(nbytes: int) -> Path | None:
+    Raises:
+        OSError: it cannot be made here.
+    """
     version2 = (ROOT / "cgroup.controllers").exists()
-    group = (ROOT if version2 else ROOT / "memory") / f"headgate-bench-{os.getpid()}"
-    limit, swap = (
-        (("memory.max", nbytes), ("memory.swap.max", 0))
-        if version2
-        else (("memory.limit_in_bytes", nbytes), ("memory.swappiness", 0))
-    )
+    group = (ROOT if version2 else ROOT / "memory") / f"headgate-{os.getpid()}"
+    group.mkdir()
     try:
-        group.mkdir(exist_ok=True)
-        (group / limit[0]).write_text(str(limit[1]))
-    except OSError:
-        with suppress(OSError):
-            group.rmdir()
-        return None
-    with suppress(OSError):  # no swap configured
-        (group / swap[0]).write_text(str(swap[1]))
-    return group
+        (group / ("memory.max" if version2 else "memory.limit_in_bytes")).write_text(str(nbytes))
+        with suppress(OSError):  # no swap configured
+            (group / ("memory.swap.max" if version2 else "memory.swappiness")).write_text("0")
+        yield group
+    finally:
+        group.rmdir()
+
+
+def joining(group: Path) -> list[str]:
+    """Words to put before a command so that it runs in ``group``."""
+    return [*JOIN, str(group)]
+
+
+@contextmanager
+def memory_limit(nbytes: int | None) -> Iterator[list[str]]:
+    """Words to put before a command so that it may use ``nbytes`` of memory. None where
+    there is nothing to limit or it is not allowed."""
+    with ExitStack() as stack:
+        group = None
+        if nbytes is not None:
+            with suppress(OSError):
+                group = stack.enter_context(control_group(nbytes))
+        yield [] if group is None else joining(group)
