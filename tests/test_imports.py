@@ -25,6 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "convert": {"models", "store", "quant"},
     "assistant": {"chat", "engine", "store"},
     "server": {"assistant", "chat", "engine", "store"},
+    "terminal": {"assistant", "chat", "engine", "store", "paths"},
     "demo": {"convert", "paths"},
     "measure": {"engine", "stream", "models", "ops", "store", "quant", "convert", "paths"},
     "plan": {"measure", "engine", "stream", "models", "ops", "store", "convert", "paths"},
@@ -54,6 +55,7 @@ ALLOWED: dict[str, set[str]] = {
         "store",
         "paths",
         "stream",
+        "terminal",
     },
 }
 

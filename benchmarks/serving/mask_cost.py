@@ -116,6 +116,18 @@ def cases() -> dict[str, tuple[Grammar, str]]:
             f"<parameter=text>\n{value}\n</parameter>\n</function>\n</tool_call>"
         )
 
+    # As many parameters as come in any order, last declared first.
+    names = [f"option_{number}" for number in range(64)]
+    kinds: list[Any] = [string, {"type": "integer"}, {"enum": ["a", "w"]}, {"type": "boolean"}]
+    values = ["a.py", "12", "w", "true"]
+    fill = {"name": "fill", "parameters": {
+        "properties": {name: kinds[n % 4] for n, name in enumerate(names)},
+        "required": names[::2]}}  # fmt: skip
+    filled = "".join(
+        f"<parameter={name}>\n{values[n % 4]}\n</parameter>\n"
+        for n, name in reversed([*enumerate(names)])
+    )
+
     return {
         "JSON object": (Grammar.json_object(), text),
         "JSON by schema": (Grammar.json_schema(record), text),
@@ -123,6 +135,10 @@ def cases() -> dict[str, tuple[Grammar, str]]:
         "call, prose": (write, call(prose)),
         "call, code": (write, call(code)),
         "call, HTML": (write, call(page)),
+        "call, 64 parameters": (
+            Grammar.tool_calls([{"type": "function", "function": fill}]),
+            f"<tool_call>\n<function=fill>\n{filled}</function>\n</tool_call>",
+        ),
     }
 
 

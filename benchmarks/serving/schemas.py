@@ -14,7 +14,8 @@ LEVELS = 5
 #: Texts that are easily written wrong.
 HOSTILE = (
     'say "hi"', "back\\slash", "a\nb", "tab\there", "{}[],:", "</think>", "<tool_call>", "é ü ß",
-    "日本語", "🙂", "\u0000", "\u007f", "\u2028", "null", "-0", "'", "", " ", "\\u0041", "<|im_end|>",
+    "日本語", "🙂", "\u0000", "\u007f", "\u2028", "null", "-0",
+    "'", "", " ", "\\u0041", "<|im_end|>",
 )  # fmt: skip
 PATTERNS = (
     "^[a-z]{2,6}$", "^[A-Z]{2}-[0-9]{3,5}$", "^(red|green|blue)( light)?$", "^#[0-9a-fA-F]{6}$",

@@ -81,7 +81,8 @@ int add_file(ReadQueue& queue, const std::string& path, const std::string& mode)
 using RequestTuple =
     std::tuple<std::uint64_t, int, std::int64_t, std::int64_t, int, std::int64_t, int>;
 
-void submit(ReadQueue& queue, const std::vector<RequestTuple>& tuples) {
+void submit(ReadQueue& queue, const std::vector<RequestTuple>& tuples,
+            const std::vector<std::int64_t>& sizes) {
   std::vector<ReadRequest> requests;
   requests.reserve(tuples.size());
   for (const auto& [tag, file, offset, length, buffer, buffer_offset, priority] : tuples) {
@@ -92,8 +93,10 @@ void submit(ReadQueue& queue, const std::vector<RequestTuple>& tuples) {
         {tag, file, static_cast<std::uint64_t>(offset), static_cast<std::uint64_t>(length), buffer,
          static_cast<std::uint64_t>(buffer_offset), static_cast<Priority>(priority)});
   }
+  // A negative size becomes one that exceeds the requests, and is refused.
+  const std::vector<std::size_t> runs(sizes.begin(), sizes.end());
   nb::gil_scoped_release release;
-  queue.submit(requests);
+  queue.submit(requests, runs);
 }
 
 // Waits in slices, so that Ctrl-C works; completions are collected only once the wait is over, so
@@ -196,9 +199,11 @@ void bind_queue(nb::module_& m) {
             return queue.add_buffer(buffer.memory);
           },
           "buffer"_a, "Register a destination, kept alive by the queue; return its index.")
-      .def("submit", &submit, "requests"_a,
+      .def("submit", &submit, "requests"_a, "runs"_a = std::vector<std::int64_t>(),
            "Queue (tag, file, offset, length, buffer, buffer_offset, priority) tuples, all or "
-           "none. Priority 0 is demand, 1 background. Raises ValueError or IndexError.")
+           "none. Priority 0 is demand, 1 background. runs, sizes of groups of successive "
+           "requests, has each group read as one: ascending in one file, chunk_bytes at most "
+           "from end to end, gaps of 256 KiB at most. Raises ValueError or IndexError.")
       .def("wait", &wait, "min_completions"_a = 1, "timeout_s"_a = -1.0,
            "Return (tag, error, bytes, latency_ns) of all that is complete, once there are "
            "min_completions, or no more outstanding, or at the timeout (negative: none). "

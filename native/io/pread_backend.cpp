@@ -1,7 +1,9 @@
 #include <signal.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -32,18 +34,23 @@ class PreadBackend final : public ReadBackend {
     sigset_t all;  // signals belong to the host program's threads
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, nullptr);
+    std::unique_ptr<AlignedBuffer> scrap;  // what lies between the parts of a run
+    std::vector<iovec> to;
     while (std::optional<Chunk> chunk = scheduler_.take_blocking()) {
-      read_fully(*chunk);
+      if (chunk->of_run() && !scrap) scrap = std::make_unique<AlignedBuffer>(kLargestGap);
+      read_fully(*chunk, scrap ? scrap->data() : nullptr, to);
       scheduler_.finish({&*chunk, 1});
     }
   }
 
-  static void read_fully(Chunk& chunk) {
+  static void read_fully(Chunk& chunk, std::byte* scrap, std::vector<iovec>& to) {
     ssize_t result;
     do {
-      result =
-          pread(chunk.request->fd, chunk.destination + chunk.position,
-                chunk.length - chunk.position, static_cast<off_t>(chunk.offset + chunk.position));
+      chunk.scatter(scrap, to);
+      const int fd = chunk.request->fd;
+      const auto offset = static_cast<off_t>(chunk.offset + chunk.position);
+      result = to.size() == 1 ? pread(fd, to[0].iov_base, to[0].iov_len, offset)
+                              : preadv(fd, to.data(), static_cast<int>(to.size()), offset);
       if (result < 0) result = -errno;
     } while (!chunk.advance(result));
   }

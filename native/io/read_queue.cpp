@@ -98,9 +98,38 @@ void ReadQueue::validate(const ReadRequest& request) const {
   }
 }
 
-void ReadQueue::submit(std::span<const ReadRequest> requests) {
+void ReadQueue::validate_run(std::span<const ReadRequest> run) const {
+  if (run.size() > kMostInRun) throw std::invalid_argument("submit: too many requests in a run");
+  const ReadRequest& first = run.front();
+  std::uint64_t end = first.offset;
+  for (const ReadRequest& request : run) {
+    if (request.file != first.file || request.priority != first.priority) {
+      throw std::invalid_argument("submit: a run has one file and one priority");
+    }
+    if (request.offset < end || (request.offset - end) > kLargestGap) {
+      throw std::invalid_argument("submit: a run ascends, with gaps of 256 KiB at most");
+    }
+    end = request.offset + request.length;
+  }
+  if (end - first.offset > options_.chunk_bytes) {
+    throw std::invalid_argument("submit: a run exceeds chunk_bytes");
+  }
+}
+
+void ReadQueue::submit(std::span<const ReadRequest> requests, std::span<const std::size_t> runs) {
   for (const ReadRequest& request : requests) validate(request);
-  scheduler_->enqueue(requests);
+  std::size_t next = 0;
+  for (const std::size_t size : runs) {
+    if (size == 0 || size > requests.size() - next) {
+      throw std::invalid_argument("submit: runs must be positive and add up to the requests");
+    }
+    if (size > 1) validate_run(requests.subspan(next, size));
+    next += size;
+  }
+  if (!runs.empty() && next != requests.size()) {
+    throw std::invalid_argument("submit: runs must be positive and add up to the requests");
+  }
+  scheduler_->enqueue(requests, runs);
   backend_->wake();
 }
 

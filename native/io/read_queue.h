@@ -23,6 +23,10 @@ enum class Priority : int { kDemand = 0, kBackground = 1 };
 // Completion::error of a request that met the end of its file before its length.
 inline constexpr int kEndOfFile = -1;
 
+// Limits of a run, several requests that are carried out as one read.
+inline constexpr std::size_t kMostInRun = 256;  // with gaps between, still below IOV_MAX of 1024
+inline constexpr std::size_t kLargestGap = std::size_t{1} << 18;
+
 struct ReadQueueOptions {
   BackendKind backend = BackendKind::kAuto;  // auto: io_uring where the system allows it
   unsigned depth = 32;                       // chunk reads in flight at most, 1 to 4096
@@ -60,9 +64,9 @@ struct LatencyHistogram {
 };
 
 struct ReadStats {
-  std::uint64_t count = 0;  // chunk reads, from issue to completion
-  std::uint64_t bytes = 0;
-  unsigned max_depth = 0;  // most chunk reads in flight at once
+  std::uint64_t count = 0;  // chunk reads, from issue to completion; a run is one
+  std::uint64_t bytes = 0;  // gaps of runs included
+  unsigned max_depth = 0;   // most chunk reads in flight at once
   LatencyHistogram latency;
 };
 
@@ -76,6 +80,11 @@ struct ReadStats {
 // Order: demand requests go in the order submitted, each cut into chunks that run concurrently. A
 // background chunk starts only when no demand chunk is queued and fewer than `background_depth`
 // chunks are in flight, so that a later demand read waits behind few of them.
+//
+// Runs: requests for neighbouring parts of a file may be carried out as one read with several
+// destinations; what lies between them is read too and thrown away. Each request still has its own
+// completion: after an error, those that have not got all their bytes are read one by one, so that
+// an unreadable place costs only the request that it belongs to.
 //
 // Ownership: keeps its buffers and files until destroyed. A destination belongs to the queue from
 // submit() until the request is returned by wait() or cancel_background(); nothing checks overlap.
@@ -106,8 +115,11 @@ class ReadQueue {
 
   int add_buffer(std::shared_ptr<AlignedBuffer> buffer);
 
-  // Queues all requests, or none when one of them is invalid.
-  void submit(std::span<const ReadRequest> requests);
+  // Queues all requests, or none when one of them is invalid. `runs`, if there are any, are the
+  // sizes of groups of successive requests, and add up to their number. A group of several is a
+  // run: of one file and priority, ascending without overlap, with gaps of kLargestGap at most and
+  // chunk_bytes at most from end to end; it is not cut.
+  void submit(std::span<const ReadRequest> requests, std::span<const std::size_t> runs = {});
 
   // Blocks until `min_completions` requests are complete, fewer when no more are outstanding, or
   // until the timeout (negative: none). Returns everything that is complete, in that order.
@@ -116,8 +128,8 @@ class ReadQueue {
   // Blocks as wait() does but collects nothing; false on timeout.
   bool wait_ready(std::size_t min_completions, std::chrono::nanoseconds timeout);
 
-  // Drops the background requests of which nothing was issued yet, and returns their tags; they
-  // yield no completion.
+  // Drops the background requests of which nothing was issued yet, or that wait to be read again
+  // after a run failed, and returns their tags; they yield no completion.
   std::vector<std::uint64_t> cancel_background();
 
   std::size_t outstanding() const;  // submitted, and not yet returned by wait() or cancelled
@@ -133,6 +145,7 @@ class ReadQueue {
 
  private:
   void validate(const ReadRequest& request) const;
+  void validate_run(std::span<const ReadRequest> run) const;
 
   ReadQueueOptions options_;
   std::unique_ptr<ReadScheduler> scheduler_;

@@ -57,6 +57,32 @@ bool Chunk::advance(std::int64_t result) {
   return false;
 }
 
+void Chunk::scatter(std::byte* scrap, std::vector<iovec>& out) const {
+  out.clear();
+  const auto add = [&](std::byte* to, std::uint64_t bytes) {
+    if (!out.empty()) {  // neighbours in memory too, perhaps
+      iovec& last = out.back();
+      if (static_cast<std::byte*>(last.iov_base) + last.iov_len == to) {
+        last.iov_len += bytes;
+        return;
+      }
+    }
+    out.push_back({to, static_cast<std::size_t>(bytes)});
+  };
+  std::uint64_t at = offset + position;
+  const std::uint64_t end = offset + length;
+  for (const ReadPart& part : request->parts) {
+    const std::uint64_t begins = part.spec.offset, ends = begins + part.spec.length;
+    if (at >= ends) continue;
+    if (at < begins) add(scrap, begins - at);
+    at = std::max(at, begins);
+    const std::uint64_t bytes = std::min(end, ends) - at;
+    add(part.destination + (at - begins), bytes);
+    at += bytes;
+    if (at == end) return;
+  }
+}
+
 ReadScheduler::ReadScheduler(unsigned depth, unsigned background_depth, std::size_t chunk_bytes)
     : depth_(depth), background_depth_(background_depth), chunk_bytes_(chunk_bytes) {}
 
@@ -98,29 +124,39 @@ std::vector<std::span<std::byte>> ReadScheduler::buffers_from(std::size_t from) 
   return spans;
 }
 
-void ReadScheduler::enqueue(std::span<const ReadRequest> requests) {
+std::shared_ptr<PendingRead> ReadScheduler::prepare(std::span<const ReadRequest> run) const {
+  auto read = std::make_shared<PendingRead>();
+  const ReadRequest &first = run.front(), &last = run.back();
+  read->parts.reserve(run.size());
+  for (const ReadRequest& spec : run) {
+    read->parts.push_back({spec, buffers_[spec.buffer]->data() + spec.buffer_offset});
+  }
+  read->fd = files_[first.file].fd();
+  read->direct = files_[first.file].direct();
+  read->priority = first.priority;
+  read->offset = first.offset;
+  read->length = last.offset + last.length - first.offset;
+  // Even pieces: a small remainder would cost a whole latency for few bytes.
+  const std::uint64_t pieces = (read->length + chunk_bytes_ - 1) / chunk_bytes_;
+  const std::uint64_t even = (read->length + pieces - 1) / pieces;
+  read->piece = (even + kDirectAlignment - 1) / kDirectAlignment * kDirectAlignment;
+  return read;
+}
+
+void ReadScheduler::enqueue(std::span<const ReadRequest> requests,
+                            std::span<const std::size_t> runs) {
   const Clock::time_point now = Clock::now();
   std::vector<std::shared_ptr<PendingRead>> reads;
   reads.reserve(requests.size());
   const std::lock_guard lock(mutex_);
   if (stopping_) throw std::invalid_argument("submit: the queue is closed");
-  for (const ReadRequest& spec : requests) {
-    auto read = std::make_shared<PendingRead>();
-    read->spec = spec;
-    read->fd = files_[spec.file].fd();
-    read->direct = files_[spec.file].direct();
-    read->destination = buffers_[spec.buffer]->data() + spec.buffer_offset;
-    read->submitted = now;
-    // Even pieces: a small remainder would cost a whole latency for few bytes.
-    const std::uint64_t pieces = (spec.length + chunk_bytes_ - 1) / chunk_bytes_;
-    const std::uint64_t even = (spec.length + pieces - 1) / pieces;
-    read->piece = (even + kDirectAlignment - 1) / kDirectAlignment * kDirectAlignment;
-    reads.push_back(std::move(read));
+  for (std::size_t next = 0, i = 0; next < requests.size(); ++i) {
+    const std::size_t size = runs.empty() ? 1 : runs[i];
+    reads.push_back(prepare(requests.subspan(next, size)));
+    reads.back()->submitted = now;
+    next += size;
   }
-  for (auto& read : reads) {
-    Queue& queue = read->spec.priority == Priority::kDemand ? demand_ : background_;
-    queue.push_back(std::move(read));
-  }
+  for (auto& read : reads) queue_of(*read).push_back(std::move(read));
   incomplete_ += requests.size();
 }
 
@@ -139,13 +175,12 @@ Chunk ReadScheduler::carve(Queue& queue, Clock::time_point now) {
   Chunk chunk;
   chunk.request = queue.front();
   PendingRead& read = *chunk.request;
-  chunk.destination = read.destination + read.cursor;
-  chunk.offset = read.spec.offset + read.cursor;
-  chunk.length = static_cast<std::uint32_t>(std::min(read.piece, read.spec.length - read.cursor));
+  chunk.offset = read.offset + read.cursor;
+  chunk.length = static_cast<std::uint32_t>(std::min(read.piece, read.length - read.cursor));
   chunk.issued = now;
   read.cursor += chunk.length;
   ++read.in_flight;
-  if (read.cursor == read.spec.length) queue.pop_front();
+  if (read.cursor == read.length) queue.pop_front();
   stats_.max_depth = std::max(stats_.max_depth, ++in_flight_);
   if (bytes_per_second_ > 0) {
     // A late wake-up may be made good up to this much, so that the rate holds on average.
@@ -198,8 +233,41 @@ void ReadScheduler::wake_takers() {
 
 void ReadScheduler::complete(const PendingRead& read, Clock::time_point now) {
   const std::chrono::nanoseconds latency = now - read.submitted;
-  done_.push_back({read.spec.tag, read.error, read.received, latency.count()});
-  --incomplete_;
+  if (read.parts.size() == 1) {
+    done_.push_back({read.parts[0].spec.tag, read.error, read.received, latency.count()});
+    --incomplete_;
+    return;
+  }
+  for (const auto& [spec, destination] : read.parts) {
+    const std::uint64_t before = spec.offset - read.offset;
+    const std::uint64_t got = std::clamp(read.received, before, before + spec.length) - before;
+    const int error = got == spec.length ? 0 : read.error;
+    done_.push_back({spec.tag, error, got, latency.count()});
+  }
+  incomplete_ -= read.parts.size();
+}
+
+// After an error of a run: what has all its bytes is complete, the rest is read one by one.
+void ReadScheduler::split(const PendingRead& run, Clock::time_point now) {
+  PendingRead whole;
+  whole.offset = run.offset;
+  whole.received = run.received;
+  whole.submitted = run.submitted;
+  std::vector<std::shared_ptr<PendingRead>> rest;
+  for (const ReadPart& part : run.parts) {
+    if (part.spec.offset + part.spec.length <= run.offset + run.received) {
+      whole.parts.push_back(part);
+    } else {
+      rest.push_back(prepare({&part.spec, 1}));
+      rest.back()->submitted = run.submitted;
+    }
+  }
+  if (!whole.parts.empty()) {
+    if (whole.parts.size() == 1) whole.received = whole.parts[0].spec.length;
+    complete(whole, now);
+  }
+  Queue& queue = queue_of(run);
+  queue.insert(queue.begin(), rest.begin(), rest.end());
 }
 
 void ReadScheduler::account(Chunk& chunk, Clock::time_point now) {
@@ -210,16 +278,20 @@ void ReadScheduler::account(Chunk& chunk, Clock::time_point now) {
   ++stats_.count;
   stats_.bytes += chunk.received;
   stats_.latency.add(std::chrono::nanoseconds(now - chunk.issued).count());
+  if (chunk.error != 0 && read.parts.size() > 1 && !stopping_) {
+    split(read, now);
+    chunk.request.reset();
+    return;
+  }
   if (chunk.error != 0) {
     // An errno says more than an end of file; among those the first stays.
     if (read.error == 0 || (read.error == kEndOfFile && chunk.error > 0)) read.error = chunk.error;
-    if (read.cursor < read.spec.length) {  // the rest would only fail again
-      Queue& queue = read.spec.priority == Priority::kDemand ? demand_ : background_;
-      std::erase(queue, chunk.request);
-      read.cursor = read.spec.length;
+    if (read.cursor < read.length) {  // the rest would only fail again
+      std::erase(queue_of(read), chunk.request);
+      read.cursor = read.length;
     }
   }
-  if (read.in_flight == 0 && read.cursor == read.spec.length) complete(read, now);
+  if (read.in_flight == 0 && read.cursor == read.length) complete(read, now);
   chunk.request.reset();
 }
 
@@ -262,7 +334,7 @@ std::vector<std::uint64_t> ReadScheduler::cancel_background() {
     const std::lock_guard lock(mutex_);
     std::erase_if(background_, [&](const auto& read) {
       if (read->cursor > 0) return false;
-      tags.push_back(read->spec.tag);
+      for (const ReadPart& part : read->parts) tags.push_back(part.spec.tag);
       return true;
     });
     incomplete_ -= tags.size();
@@ -300,10 +372,10 @@ void ReadScheduler::stop() {
     for (Queue* queue : {&demand_, &background_}) {
       for (const auto& read : *queue) {
         if (read->in_flight == 0) {
-          --incomplete_;
+          incomplete_ -= read->parts.size();
         } else {  // completes, cut short, with the chunks that are under way
           if (read->error == 0) read->error = ECANCELED;
-          read->cursor = read->spec.length;
+          read->cursor = read->length;
         }
       }
       queue->clear();

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <sys/uio.h>
+
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
@@ -18,12 +20,20 @@ namespace headgate {
 
 using Clock = std::chrono::steady_clock;
 
-// A request on its way. The scheduler's mutex guards what changes in it.
-struct PendingRead {
+// A request, and where in memory its bytes go.
+struct ReadPart {
   ReadRequest spec;
+  std::byte* destination = nullptr;
+};
+
+// A request or a run on its way. The scheduler's mutex guards what changes in it.
+struct PendingRead {
+  std::vector<ReadPart> parts;  // several: a run, always a single chunk
   int fd = -1;
   bool direct = false;
-  std::byte* destination = nullptr;
+  Priority priority = Priority::kDemand;
+  std::uint64_t offset = 0;
+  std::uint64_t length = 0;  // from the first part to the end of the last
   std::uint64_t piece = 0;   // bytes per chunk, the last may be shorter
   std::uint64_t cursor = 0;  // bytes handed out as chunks
   std::uint64_t received = 0;
@@ -35,7 +45,6 @@ struct PendingRead {
 // One read as the drive sees it. Owned by the backend between take() and finish().
 struct Chunk {
   std::shared_ptr<PendingRead> request;
-  std::byte* destination = nullptr;
   std::uint64_t offset = 0;
   std::uint32_t length = 0;
   std::uint32_t position = 0;  // the next read continues here: aligned when the file is direct
@@ -46,6 +55,11 @@ struct Chunk {
   // Takes in the result of one read of [position, length): bytes, or minus an errno. Returns true
   // when the chunk is finished; false when it must be read on from `position`.
   bool advance(std::int64_t result);
+
+  // Puts into `out` where the bytes of [position, length) go, in order. Gaps go to `scrap`, of
+  // kLargestGap bytes; a chunk that is not of a run has none.
+  void scatter(std::byte* scrap, std::vector<iovec>& out) const;
+  bool of_run() const { return request->parts.size() > 1; }
 };
 
 // The queue itself: what waits, what is in flight, what is done. Knows nothing of how reads are
@@ -58,9 +72,9 @@ class ReadScheduler {
   // --- for ReadQueue ---
   int add_file(OpenFile file);
   int add_buffer(std::shared_ptr<AlignedBuffer> buffer);
-  bool file_is_direct(int file) const;                  // throws std::out_of_range
-  std::size_t buffer_size(int buffer) const;            // throws std::out_of_range
-  void enqueue(std::span<const ReadRequest> requests);  // validated ones
+  bool file_is_direct(int file) const;        // throws std::out_of_range
+  std::size_t buffer_size(int buffer) const;  // throws std::out_of_range
+  void enqueue(std::span<const ReadRequest> requests, std::span<const std::size_t> runs);  // valid
   bool wait_ready(std::size_t min_completions, std::chrono::nanoseconds timeout);
   std::vector<Completion> wait(std::size_t min_completions, std::chrono::nanoseconds timeout);
   std::vector<std::uint64_t> cancel_background();
@@ -87,11 +101,16 @@ class ReadScheduler {
  private:
   using Queue = std::deque<std::shared_ptr<PendingRead>>;
 
+  std::shared_ptr<PendingRead> prepare(std::span<const ReadRequest> run) const;
+  Queue& queue_of(const PendingRead& read) {
+    return read.priority == Priority::kDemand ? demand_ : background_;
+  }
   Queue* next_queue();
   Chunk carve(Queue& queue, Clock::time_point now);
   bool throttled(Clock::time_point now) const;
   void account(Chunk& chunk, Clock::time_point now);
-  void complete(const PendingRead& request, Clock::time_point now);
+  void complete(const PendingRead& read, Clock::time_point now);
+  void split(const PendingRead& run, Clock::time_point now);
   bool block(std::unique_lock<std::mutex>& lock, std::size_t min_completions,
              std::chrono::nanoseconds timeout);
 

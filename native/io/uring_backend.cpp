@@ -8,11 +8,13 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/eventfd.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <future>
 #include <map>
+#include <memory>
 #include <span>
 #include <thread>
 #include <unordered_map>
@@ -96,6 +98,7 @@ class RingLoop {
   RingLoop(Uring& ring, ReadScheduler& scheduler, int wake_fd, unsigned depth, bool pin_buffers)
       : ring_(ring), scheduler_(scheduler), wake_fd_(wake_fd), known_(ring, pin_buffers) {
     slots_.resize(depth);
+    vectors_.resize(depth);
     for (unsigned slot = depth; slot-- > 0;) free_.push_back(slot);
     fresh_.reserve(depth);
     finished_.reserve(depth);
@@ -131,18 +134,26 @@ class RingLoop {
 
   void push_read(unsigned slot) {
     const Chunk& chunk = slots_[slot];
-    std::byte* to = chunk.destination + chunk.position;
-    const std::uint32_t length = chunk.length - chunk.position;
+    std::vector<iovec>& to = vectors_[slot];
+    if (chunk.of_run() && !scrap_) scrap_ = std::make_unique<AlignedBuffer>(kLargestGap);
+    chunk.scatter(scrap_ ? scrap_->data() : nullptr, to);
     const int file_slot = known_.file_slot(chunk.request->fd);
-    const int buffer_slot = known_.buffer_slot(to, length);
 
     io_uring_sqe& entry = ring_.push();
-    entry.opcode = buffer_slot < 0 ? IORING_OP_READ : IORING_OP_READ_FIXED;
-    if (buffer_slot >= 0) entry.buf_index = static_cast<std::uint16_t>(buffer_slot);
+    if (to.size() == 1) {
+      const auto* at = static_cast<const std::byte*>(to[0].iov_base);
+      const int buffer_slot = known_.buffer_slot(at, to[0].iov_len);
+      entry.opcode = buffer_slot < 0 ? IORING_OP_READ : IORING_OP_READ_FIXED;
+      if (buffer_slot >= 0) entry.buf_index = static_cast<std::uint16_t>(buffer_slot);
+      entry.addr = reinterpret_cast<std::uint64_t>(at);
+      entry.len = static_cast<std::uint32_t>(to[0].iov_len);
+    } else {
+      entry.opcode = IORING_OP_READV;
+      entry.addr = reinterpret_cast<std::uint64_t>(to.data());
+      entry.len = static_cast<std::uint32_t>(to.size());
+    }
     entry.fd = file_slot < 0 ? chunk.request->fd : file_slot;
     if (file_slot >= 0) entry.flags = IOSQE_FIXED_FILE;
-    entry.addr = reinterpret_cast<std::uint64_t>(to);
-    entry.len = length;
     entry.off = chunk.offset + chunk.position;
     entry.user_data = slot;
   }
@@ -193,8 +204,10 @@ class RingLoop {
   ReadScheduler& scheduler_;
   const int wake_fd_;
   Registrations known_;
-  std::vector<Chunk> slots_;    // in flight, by user_data
-  std::vector<unsigned> free_;  // indices of slots_
+  std::vector<Chunk> slots_;                 // in flight, by user_data
+  std::vector<std::vector<iovec>> vectors_;  // where the bytes of each go
+  std::unique_ptr<AlignedBuffer> scrap_;     // what lies between the parts of runs; never looked at
+  std::vector<unsigned> free_;               // indices of slots_
   std::vector<Chunk> fresh_;
   std::vector<Chunk> finished_;
 };

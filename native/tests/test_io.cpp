@@ -1,8 +1,10 @@
 // Claims about native/io: checksums, and the read queue on both backends.
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <limits>
@@ -380,6 +382,231 @@ void close_wakes_waiters(BackendKind backend, FileMode mode) {
   if (done.size() == 1) CHECK(done[0].tag == 1 && done[0].error == ECANCELED);
 }
 
+// Runs of random neighbours: requests that ascend, and how many belong to each run.
+struct Runs {
+  std::vector<ReadRequest> requests;
+  std::vector<std::size_t> sizes;
+  std::uint64_t bytes = 0;  // from end to end, gaps included
+};
+
+Runs random_runs(std::mt19937_64& random, std::uint64_t step, std::uint64_t longest,
+                 std::size_t count) {
+  Runs runs;
+  for (std::size_t run = 0; run < count; ++run) {
+    std::uint64_t at = random() % (1 << 20) / step * step;
+    const std::uint64_t begin = at, first = runs.requests.size();
+    for (std::uint64_t part = random() % 6 + 1; part > 0; --part) {
+      const std::uint64_t length = (random() % 40000 / step + 1) * step;
+      const std::uint64_t gap = random() % 2 == 0 ? 0 : random() % 30000 / step * step;
+      if (at + gap + length - begin > longest) break;
+      at += runs.requests.size() > first ? gap : 0;
+      runs.requests.push_back({runs.requests.size(), 0, at, length, 0, 0});
+      at += length;
+    }
+    runs.sizes.push_back(runs.requests.size() - first);
+    runs.bytes += at - begin;
+  }
+  // Destinations in another order than in the file, with a page between that is nobody's.
+  std::vector<std::size_t> order(runs.requests.size());
+  for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
+  if (random() % 4 != 0) std::shuffle(order.begin(), order.end(), random);
+  std::uint64_t room = 4096;
+  for (const std::size_t i : order) {
+    runs.requests[i].buffer_offset = room;
+    room += runs.requests[i].length + 4096;
+    if (step == 4096) room = (room + 4095) / 4096 * 4096;
+  }
+  return runs;
+}
+
+void runs_are_one_read_each_and_match_the_file(BackendKind backend, FileMode mode, bool pin) {
+  const TemporaryFile file(kFileBytes);
+  constexpr std::size_t kChunk = 1 << 18;
+  for (int round = 0; round < 12; ++round) {
+    std::mt19937_64 random(round);
+    Rig rig(backend, mode, round % 3 + 1, kChunk, 8 << 20, pin);
+    rig.open(file);
+    const std::uint64_t step = rig.queue.file_is_direct(0) ? 4096 : 1;
+    const Runs runs = random_runs(random, step, kChunk, 20);
+    std::memset(rig.buffer->data(), 0xA5, rig.buffer->size());
+    std::vector<std::byte> expected(rig.buffer->data(), rig.buffer->data() + rig.buffer->size());
+    for (const ReadRequest& request : runs.requests) {
+      std::memcpy(expected.data() + request.buffer_offset, file.at(request.offset), request.length);
+    }
+    rig.queue.submit(runs.requests, runs.sizes);
+    std::set<std::uint64_t> seen;
+    for (const Completion& done : rig.wait_all()) {
+      CHECK(done.error == 0 && done.bytes == runs.requests[done.tag].length);
+      CHECK(seen.insert(done.tag).second);
+    }
+    CHECK(seen.size() == runs.requests.size());
+    CHECK(std::memcmp(rig.buffer->data(), expected.data(), expected.size()) == 0);
+    CHECK(rig.queue.stats().count == runs.sizes.size());
+    CHECK(rig.queue.stats().bytes == runs.bytes);
+  }
+}
+
+void a_run_past_the_end_fails_for_those_that_lie_there(BackendKind backend, FileMode mode) {
+  const TemporaryFile file(kFileBytes);
+  Rig rig(backend, mode, 32, 1 << 20);
+  rig.open(file);
+  const std::uint64_t end = kWholeBlocks;  // and 1234 bytes more
+  rig.queue.submit({{{1, 0, end - 20480, 8192, 0, 0},
+                     {2, 0, end - 8192, 12288, 0, 16384},
+                     {3, 0, end + 4096, 4096, 0, 65536},
+                     {4, 0, end + 16384, 4096, 0, 131072}}},
+                   {{4}});
+  std::set<std::uint64_t> seen;
+  for (const Completion& done : rig.wait_all()) {
+    const std::uint64_t bytes = done.tag == 1 ? 8192 : done.tag == 2 ? 8192 + 1234 : 0;
+    CHECK(done.error == (done.tag == 1 ? 0 : kEndOfFile) && done.bytes == bytes);
+    seen.insert(done.tag);
+  }
+  CHECK(seen.size() == 4 && rig.queue.outstanding() == 0);
+  CHECK(std::memcmp(rig.buffer->data(), file.at(end - 20480), 8192) == 0);
+  CHECK(std::memcmp(rig.buffer->data() + 16384, file.at(end - 8192), 8192 + 1234) == 0);
+}
+
+void an_error_in_a_run_is_that_of_its_request_alone(BackendKind backend, FileMode mode) {
+  const TemporaryFile file(kFileBytes);
+  for (const std::size_t bad : {0, 1, 2}) {
+    Rig rig(backend, mode, 32, 1 << 20, 8 << 20, false);
+    rig.open(file);
+    std::vector<ReadRequest> requests;
+    for (std::uint64_t i = 0; i < 3; ++i) {
+      requests.push_back({i, 0, i * 20480, 16384, 0, (3 - i) << 20});
+    }
+    std::byte* refused = rig.buffer->data() + requests[bad].buffer_offset;
+    CHECK(mprotect(refused, 16384, PROT_NONE) == 0);
+    rig.queue.submit(requests, {{3}});
+    std::set<std::uint64_t> seen;
+    for (const Completion& done : rig.wait_all()) {
+      CHECK(done.error == (done.tag == bad ? EFAULT : 0));
+      CHECK(seen.insert(done.tag).second);
+      if (done.error != 0) continue;
+      CHECK(done.bytes == 16384);
+      CHECK(std::memcmp(rig.buffer->data() + requests[done.tag].buffer_offset,
+                        file.at(requests[done.tag].offset), 16384) == 0);
+    }
+    CHECK(seen.size() == 3 && rig.queue.outstanding() == 0);
+    CHECK(mprotect(refused, 16384, PROT_READ | PROT_WRITE) == 0);
+  }
+}
+
+void invalid_runs_are_refused_as_a_batch(BackendKind backend, FileMode mode) {
+  const TemporaryFile file(kFileBytes);
+  Rig rig(backend, mode, 32, 1 << 20);
+  rig.open(file);
+  rig.open(file);
+  const auto refused = [&](ReadRequest second, std::vector<std::size_t> sizes) {
+    const ReadRequest first{1, 0, 1 << 20, 8192, 0, 0};
+    CHECK_THROWS(rig.queue.submit({{first, second}}, sizes), std::invalid_argument);
+  };
+  const std::uint64_t end = (1 << 20) + 8192;
+  const ReadRequest good{2, 0, end, 8192, 0, 8192};
+  refused(good, {1});
+  refused(good, {3});
+  refused(good, {2, 1});
+  refused(good, {0, 2});
+  refused(good, {2, 0});
+  refused(good, {std::numeric_limits<std::size_t>::max(), 3});
+  refused({2, 1, end, 8192, 0, 8192}, {2});                         // another file
+  refused({2, 0, end - 4096, 8192, 0, 8192}, {2});                  // overlap
+  refused({2, 0, 0, 8192, 0, 8192}, {2});                           // descends
+  refused({2, 0, end + kLargestGap + 4096, 4096, 0, 8192}, {2});    // gap
+  refused({2, 0, end, 1 << 20, 0, 8192}, {2});                      // longer than a chunk
+  refused({2, 0, end, 8192, 0, 8192, Priority::kBackground}, {2});  // another priority
+  const std::vector<ReadRequest> many(kMostInRun + 1, good);
+  CHECK_THROWS(rig.queue.submit(many, {{kMostInRun + 1}}), std::invalid_argument);
+  CHECK_THROWS(rig.queue.submit({}, {{1}}), std::invalid_argument);
+  CHECK(rig.queue.outstanding() == 0);
+}
+
+void background_runs_wait_and_are_dropped_whole(BackendKind backend, FileMode mode) {
+  const TemporaryFile file(kFileBytes);
+  Rig rig(backend, mode, 1);
+  rig.open(file);
+  rig.queue.set_throttle(1 << 20);  // 64 KiB: every 62 ms
+  std::vector<ReadRequest> requests;
+  for (std::uint64_t i = 0; i < 6; ++i) {
+    const auto priority = i < 4 ? Priority::kBackground : Priority::kDemand;
+    requests.push_back({i, 0, i << 15, 1 << 15, 0, i << 15, priority});
+  }
+  rig.queue.submit(requests, {{2, 2, 2}});
+  const std::vector<Completion> first = rig.queue.wait(1, kNoTimeout);
+  CHECK(first.size() == 2 && first[0].tag == 4 && first[1].tag == 5);
+  const std::vector<std::uint64_t> dropped = rig.queue.cancel_background();
+  CHECK(dropped.size() == 2 || dropped.size() == 4);
+  CHECK(dropped.back() == 3 && dropped[dropped.size() - 2] == 2);
+  const std::vector<Completion> rest = rig.wait_all();
+  CHECK(rest.size() + dropped.size() == 4 && rig.queue.outstanding() == 0);
+}
+
+void throttle_counts_what_runs_throw_away(BackendKind backend, FileMode mode) {
+  const TemporaryFile file(kFileBytes);
+  Rig rig(backend, mode, 32, 1 << 20);
+  rig.open(file);
+  rig.queue.set_throttle(8 << 20);
+  std::vector<ReadRequest> requests;  // 8 runs of 256 KiB, 8 KiB of each wanted
+  for (std::uint64_t i = 0; i < 8; ++i) {
+    requests.push_back({2 * i, 0, i << 18, 4096, 0, i << 13});
+    requests.push_back({2 * i + 1, 0, ((i + 1) << 18) - 4096, 4096, 0, (i << 13) + 4096});
+  }
+  const auto start = steady_clock::now();
+  rig.queue.submit(requests, std::vector<std::size_t>(8, 2));
+  CHECK(rig.wait_all().size() == 16);
+  const double seconds = std::chrono::duration<double>(steady_clock::now() - start).count();
+  CHECK(rig.queue.stats().bytes == 2 << 20);
+  CHECK(seconds > 0.18 && seconds < 2.0);  // 0.22 on a quiet machine: the last is not waited for
+}
+
+void many_threads_may_submit_runs(BackendKind backend, FileMode mode) {
+  constexpr std::uint64_t kThreads = 4, kRounds = 20, kParts = 6, kBytes = 8192;
+  constexpr std::uint64_t kRequests = kThreads * kRounds * kParts;
+  const TemporaryFile file(kFileBytes);
+  Rig rig(backend, mode, 8, 1 << 18, kRequests * kBytes);
+  rig.open(file);
+  const auto offset_of = [](std::uint64_t tag) { return tag * 12288 % (2 << 20) / 4096 * 4096; };
+  std::atomic<std::uint64_t> collected{0};
+  const auto work = [&](std::uint64_t thread) {
+    for (std::uint64_t round = 0; round < kRounds; ++round) {
+      std::vector<ReadRequest> requests;
+      for (std::uint64_t i = 0; i < kParts; ++i) {
+        const std::uint64_t tag = (thread * kRounds + round) * kParts + i;
+        const std::uint64_t offset = offset_of((thread * kRounds + round) * kParts) + i * 12288;
+        requests.push_back({tag, 0, offset, kBytes, 0, tag * kBytes});
+      }
+      rig.queue.submit(requests, {{4, 2}});
+      for (const Completion& done : rig.queue.wait(1, kNoTimeout)) collected += done.error == 0;
+    }
+  };
+  std::vector<std::thread> threads;
+  for (std::uint64_t thread = 0; thread < kThreads; ++thread) threads.emplace_back(work, thread);
+  for (std::thread& thread : threads) thread.join();
+  for (const Completion& done : rig.wait_all()) collected += done.error == 0;
+  CHECK(collected == kRequests && rig.queue.stats().count == kThreads * kRounds * 2);
+  for (std::uint64_t tag = 0; tag < kRequests; ++tag) {
+    const std::uint64_t offset = offset_of(tag / kParts * kParts) + tag % kParts * 12288;
+    CHECK(std::memcmp(rig.buffer->data() + tag * kBytes, file.at(offset), kBytes) == 0);
+  }
+}
+
+void closing_drops_runs_or_waits_for_them(BackendKind backend, FileMode mode) {
+  const TemporaryFile file(kFileBytes);
+  for (int round = 0; round < 20; ++round) {
+    Rig rig(backend, mode, 2, 1 << 18);
+    rig.open(file);
+    std::vector<ReadRequest> requests;
+    for (std::uint64_t i = 0; i < 24; ++i) requests.push_back({i, 0, i << 16, 49152, 0, i << 16});
+    rig.queue.submit(requests, std::vector<std::size_t>(8, 3));
+    if (round % 2 == 0) rig.queue.wait(1, kNoTimeout);
+    rig.queue.close();
+    const std::vector<Completion> done = rig.wait_all();
+    CHECK(done.size() % 3 == 0 && rig.queue.outstanding() == 0);
+    for (const Completion& each : done) CHECK(each.error == 0);
+  }
+}
+
 void test_backend(BackendKind backend, FileMode mode) {
   RUN(reads_match_the_file(backend, mode, true));
   if (backend == BackendKind::kIoUring) RUN(reads_match_the_file(backend, mode, false));
@@ -391,6 +618,15 @@ void test_backend(BackendKind backend, FileMode mode) {
   RUN(many_threads_may_share_a_queue(backend, mode));
   RUN(destruction_waits_for_reads_in_flight(backend, mode));
   RUN(close_wakes_waiters(backend, mode));
+  RUN(runs_are_one_read_each_and_match_the_file(backend, mode, true));
+  RUN(runs_are_one_read_each_and_match_the_file(backend, mode, false));
+  RUN(a_run_past_the_end_fails_for_those_that_lie_there(backend, mode));
+  RUN(an_error_in_a_run_is_that_of_its_request_alone(backend, mode));
+  RUN(invalid_runs_are_refused_as_a_batch(backend, mode));
+  RUN(background_runs_wait_and_are_dropped_whole(backend, mode));
+  RUN(throttle_counts_what_runs_throw_away(backend, mode));
+  RUN(many_threads_may_submit_runs(backend, mode));
+  RUN(closing_drops_runs_or_waits_for_them(backend, mode));
 }
 
 // Whether this directory's file system and kernel can do it; a container may forbid either.

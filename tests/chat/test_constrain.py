@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,257 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headgate.chat import Constraint, Grammar, Tokenizer, ToolCall, Vocabulary, parse_tool_calls
-from headgate.demo import CHECKPOINT
+from headgate.chat import Constraint, Grammar, Vocabulary, parse_tool_calls
 from headgate.errors import UsageError
-
-SIZE, STOPS = 4200, [2, 0]
-RAW = json.loads((CHECKPOINT / "tokenizer.json").read_bytes())
-MARKS = ("tool_call>", "tool_response>", "think>")
-
-
-def flavour(kind: str) -> bytes:
-    """The demo's tokenizer with its tags as special tokens, added tokens or plain text."""
-    raw: dict[str, Any] = json.loads(json.dumps(RAW))
-    mine = [t for t in raw["added_tokens"] if t["content"].endswith(MARKS)]
-    for token in mine:
-        if kind == "added":
-            token["special"] = False
-        elif kind == "plain":
-            raw["added_tokens"].remove(token)
-            raw["model"]["vocab"][f"unused{token['id']}"] = raw["model"]["vocab"].pop(
-                token["content"]
-            )
-    return json.dumps(raw).encode()
-
-
-class Setting:
-    def __init__(self, kind: str) -> None:
-        data = flavour(kind)
-        self.kind = kind
-        self.tokenizer = Tokenizer.from_bytes(data)
-        self.vocabulary = Vocabulary(data, SIZE, STOPS)
-
-    def refused_at(self, grammar: Grammar, text: str, after: int | None = None) -> str | None:
-        """The text from the first token that is not allowed, "" if it may not end, None if
-        all of it is allowed."""
-        constraint = Constraint(self.vocabulary, grammar, after=after)
-        ids = self.tokenizer.encode(text)
-        for at, token in enumerate(ids):
-            mask, forced = constraint.mask(), constraint.forced()
-            if mask is not None:
-                assert mask.shape == (SIZE,) and not mask[len(RAW["model"]["vocab"]) :].any()
-                assert all(mask[first] for first in forced[:1])
-                if not mask[token]:
-                    with pytest.raises(UsageError, match="not allowed"):
-                        constraint.accept(token)
-                    return self.tokenizer.decode(ids[at:])
-            constraint.accept(token)
-        mask = constraint.mask()
-        return None if mask is None or mask[STOPS].all() else ""
-
-
-SPECIAL = Setting("special")
-SETTINGS = [SPECIAL, Setting("added"), Setting("plain")]
-each_setting = pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: s.kind)
-
-
-def tool(name: str, required: tuple[str, ...] = (), **properties: Any) -> dict[str, Any]:
-    schema = {"type": "object", "properties": properties, "required": list(required)}
-    return {"type": "function", "function": {"name": name, "parameters": schema}}
-
-
-WEATHER = tool(
-    "weather",
-    ("city",),
-    city={"type": "string"},
-    days={"type": "integer", "minimum": 1},
-    unit={"type": "string", "enum": ["C", "F"]},
+from tests.chat.grammars import (
+    NOW,
+    RAW,
+    SIZE,
+    SPECIAL,
+    STOPS,
+    Setting,
+    call,
+    each_setting,
+    tool,
 )
-NOW = tool("now")
-
-
-def call(name: str, **values: str) -> str:
-    body = "".join(f"<parameter={k}>\n{v}\n</parameter>\n" for k, v in values.items())
-    return f"<tool_call>\n<function={name}>\n{body}</function>\n</tool_call>"
-
-
-@each_setting
-def test_required_calls_are_well_formed_and_by_schema(setting: Setting) -> None:
-    grammar = Grammar.tool_calls([WEATHER, NOW], choice="required")
-    good = [
-        call("now"),
-        call("weather", city="Oslo"),
-        call("weather", city=""),
-        call("weather", city='two\nlines <b> </para> "x" {é🦊\n'),
-        call("weather", city="Oslo", days="12", unit="F"),
-        call("weather", city="Oslo", unit="C") + "\n" + call("now"),
-    ]
-    for text in good:
-        assert setting.refused_at(grammar, text) is None
-        assert "".join(parse_tool_calls(text, [WEATHER, NOW])[0]) == ""
-    bad = {
-        "Hello": "Hello",
-        call("weather"): "/function>",  # city is required
-        call("other"): "other",
-        call("now", city="x"): "parameter",
-        call("weather", days="1", city="x"): "days",  # the declared order
-        call("weather", city="x", days="0"): "0",
-        call("weather", city="x", days='"1"'): '"1"',
-        call("weather", city="x", unit="K"): "K",
-        call("weather", city="x</function>"): "</function>",
-        call("now") + "\n\n" + call("now"): "\n\n",
-        call("now") + " and": " and",
-    }
-    for text, start in bad.items():
-        found = setting.refused_at(grammar, text)
-        assert found and start.strip("</>") in found[: len(start) + 12], (text, found)
-    assert setting.refused_at(grammar, "") == ""
-    assert setting.refused_at(grammar, call("now") + "\n") == ""
-
-
-@each_setting
-def test_one_call_and_named_calls(setting: Setting) -> None:
-    one = Grammar.tool_calls([WEATHER, NOW], choice="required", parallel=False)
-    assert setting.refused_at(one, call("now")) is None
-    assert setting.refused_at(one, call("now") + "\n" + call("now"))
-    named = Grammar.tool_calls([WEATHER, NOW], choice="now")
-    assert setting.refused_at(named, call("now")) is None
-    assert setting.refused_at(named, call("weather", city="x"))
-
-
-@each_setting
-def test_auto_leaves_text_free_and_constrains_calls(setting: Setting) -> None:
-    grammar = Grammar.tool_calls([WEATHER, NOW], choice="auto")
-    text = 'Fine <function= {"a" </parameter>'
-    assert setting.refused_at(grammar, text) is None
-    assert setting.refused_at(grammar, f"{text}\n{call('now')}\n{call('now')} done") is None
-    assert setting.refused_at(grammar, f"{text}\n{call('other')}")
-    assert setting.refused_at(grammar, f"{call('now')}\n{call('weather')}")
-    one = Grammar.tool_calls([NOW], choice="auto", parallel=False)
-    assert setting.refused_at(one, f"{text}\n{call('now')}") is None
-    assert setting.refused_at(one, f"{text}\n{call('now')}\n{call('now')}")
-
-
-def test_free_text_costs_nothing_where_the_tag_is_a_token() -> None:
-    grammar = Grammar.tool_calls([NOW], choice="auto")
-    constraint = Constraint(SPECIAL.vocabulary, grammar)
-    assert constraint.mask() is None and constraint.forced() == [] and not constraint.finished
-    for token in SPECIAL.tokenizer.encode("text <tool_call>"):
-        assert constraint.mask() is None
-        constraint.accept(token)
-    assert constraint.mask() is not None
-    rest = SPECIAL.tokenizer.encode(call("now"))[1:]
-    assert constraint.forced() == rest
-
-
-@each_setting
-def test_forced_tokens_write_the_markup(setting: Setting) -> None:
-    grammar = Grammar.tool_calls([WEATHER], choice="required", parallel=False)
-    constraint = Constraint(setting.vocabulary, grammar)
-    text = ""
-    for part in ("\nOslo\n</parameter>", "\n<parameter=unit>\nC"):
-        forced = constraint.forced()
-        for token in forced:
-            constraint.accept(token)
-        text += setting.tokenizer.decode(forced) + part
-        for token in setting.tokenizer.encode(part):
-            constraint.accept(token)
-    while forced := constraint.forced():
-        for token in forced:
-            constraint.accept(token)
-        text += setting.tokenizer.decode(forced)
-    assert constraint.finished
-
-
-def test_functions_that_are_not_strict_take_any_text() -> None:
-    grammar = Grammar.tool_calls([WEATHER, NOW], choice="required", strict=set())
-    for text in (call("weather", days="soon"), call("weather"), call("now", x="1", y="2")):
-        assert SPECIAL.refused_at(grammar, text) is None
-    assert SPECIAL.refused_at(grammar, call("weather", town="x"))
-    only = Grammar.tool_calls([WEATHER, NOW], choice="required", strict={"weather"})
-    assert SPECIAL.refused_at(only, call("weather", city="x", days="soon"))
-
-
-NODE = {
-    "type": "object",
-    "properties": {"next": {"anyOf": [{"$ref": "#/properties/node"}, {"type": "null"}]}},
-    "required": ["next"],
-    "additionalProperties": False,
-}
-
-
-@pytest.mark.parametrize(
-    ("schema", "good", "bad"),
-    [
-        ({"type": ["string", "null"]}, ["x", "null"], []),
-        ({"anyOf": [{"enum": ["a", "b"]}, {"type": "integer"}]}, ["a", "b", "5"], ["c", "5.5"]),
-        ({"enum": ["a\nb", 'q"\\', 5, None]}, ["a\nb", 'q"\\', "5", "null"], ["a", "6"]),
-        ({"enum": ["a", "a\nb", "", [1], False]}, ["a", "a\nb", "", "[1]", "false"], ["b"]),
-        ({"const": "x"}, ["x"], ["y", ""]),
-        ({"type": "string", "maxLength": 3, "minLength": 1}, ["é", "abc"], ["abcd", ""]),
-        ({"type": "string", "pattern": "^[a-z]+$"}, ["abc"], ["a1"]),
-        ({"type": "string", "pattern": r"\d|^x/y$"}, ["a1b", "x/y", "5"], ["x/yz", "a"]),
-        ({"type": ["string", "null"], "pattern": "^a"}, ["ab", "null"], ["b"]),
-        ({"type": "boolean"}, ["true", "false"], ["True", "1"]),
-        ({"type": "number"}, ["1", "-2.5e3"], ["x", "+1"]),
-        ({"type": "array", "items": {"type": "string"}}, ['["a", "</b>"]', "[]"], ["[1]", "a"]),
-        ({"type": "object"}, ['{"a": {"b": []}}'], ["[]"]),
-        ({"$ref": "#/properties/node"}, ['{"next": {"next": null}}'], ["null", '{"next": 5}']),
-        (
-            # names that are keywords elsewhere
-            {
-                "type": "object",
-                "properties": {"default": {"$ref": "#/properties/node"}},
-                "required": ["default"],
-                "additionalProperties": False,
-            },
-            ['{"default": {"next": null}}'],
-            ['{"default": 5}'],
-        ),
-        ({}, ["anything", "[1"], []),
-        ({"type": ["string", "integer"]}, ["anything", "5"], []),
-        (True, ["x"], []),
-    ],
-)
-def test_values_follow_their_schema(schema: Any, good: list[str], bad: list[str]) -> None:
-    tools = [tool("f", ("v",), v=schema, node=NODE)]
-    grammar = Grammar.tool_calls(tools, choice="f")
-    for value in good:
-        assert SPECIAL.refused_at(grammar, call("f", v=value)) is None, value
-    for value in bad:
-        assert SPECIAL.refused_at(grammar, call("f", v=value)) is not None, value
-
-
-@pytest.mark.parametrize(
-    ("tools", "choice", "reason"),
-    [
-        ([], "required", "no tools"),
-        ([NOW], "later", "later, which is not among the tools"),
-        ([tool("a>b")], "required", "function name 'a>b'"),
-        ([tool("f", (), **{"a\nb": {}})], "required", "parameter name"),
-        ([tool("f", a=False)], "required", "parameter a: no value is allowed"),
-        ([tool("f", a={"enum": ["</parameter>"]})], "required", "contains a tag"),
-        ([tool("f", a={"type": "string", "pattern": "(?=x)"})], "required", "look-around"),
-        ([tool("f", a={"type": "string", "pattern": "("})], "required", "cannot be used|pattern"),
-        ([tool("f", a={"type": "string", "minLength": -1})], "required", "length limit"),
-        ([tool("f", a={"type": "array", "uniqueItems": True})], "required", "uniqueItems"),
-        (
-            [tool("f", a={"type": ["string", "integer"], "maxLength": 5})],
-            "required",
-            "restricted string",
-        ),
-        (
-            [{"type": "function", "function": {"name": "f", "parameters": {"anyOf": [{}]}}}],
-            "required",
-            "anyOf beside the parameters",
-        ),
-    ],
-)
-def test_declarations_that_cannot_be_honoured(tools: Any, choice: str, reason: str) -> None:
-    with pytest.raises(UsageError, match=reason):
-        Grammar.tool_calls(tools, choice=choice)
-
 
 PERSON = {
     "type": "object",
@@ -361,12 +124,72 @@ def test_long_chains_of_rules_do_not_overrun_a_small_stack() -> None:
     assert len(masks) == 2
 
 
+@each_setting
+@pytest.mark.parametrize("name", ["</think>", "<|im_end|>", "a<tool_call>b"])
+def test_the_name_of_a_special_token_may_be_a_text(setting: Setting, name: str) -> None:
+    schema = {"type": "object", "properties": {name: {"const": name}}, "required": [name]}
+    grammar = Grammar.json_schema({**schema, "additionalProperties": False})
+    constraint, said = Constraint(setting.vocabulary, grammar), b""
+    while not constraint.finished:
+        mask = constraint.mask()
+        assert mask is not None
+        token = next(iter(constraint.forced()), int(mask.argmax()))
+        constraint.accept(token)
+        said += setting.tokenizer.decode([token]).encode()
+    assert json.loads(said) == {name: name}
+
+
+@pytest.mark.parametrize("pattern", [r'^[^"]*$', r"^[^\\]*$", r'^(a|[^\n"\\])*$', r'^[^x"]?$'])
+def test_a_class_without_quotes_allows_none(pattern: str) -> None:
+    for schema, before, after in (
+        ({"type": "string", "pattern": pattern}, "", ""),
+        ({"patternProperties": {pattern: {}}, "additionalProperties": False}, "{", ": 1}"),
+    ):
+        grammar = Grammar.json_schema(schema)
+        for value in ("a", "", "\t", "é", '"', "\\", '""', "b\\"):
+            text = before + json.dumps(value, ensure_ascii=False) + after
+            found = re.search(pattern, value) is not None
+            assert (SPECIAL.refused_at(grammar, text) is None) == found, value
+
+
+@pytest.mark.parametrize(
+    ("pattern", "good", "bad"),
+    [(r"^[\]^]$", "^", "a"), ("^[^]]$", "a", "]"), (r"^\[[^a]$", "[b", "[a"), ("^[a^]$", "^", "b")],
+)
+def test_classes_are_told_from_brackets_and_carets(pattern: str, good: str, bad: str) -> None:
+    grammar = Grammar.json_schema({"type": "string", "pattern": pattern})
+    assert SPECIAL.refused_at(grammar, json.dumps(good)) is None
+    assert SPECIAL.refused_at(grammar, json.dumps(bad))
+
+
+def test_a_declared_property_cannot_be_spelt_otherwise() -> None:
+    schema: dict[str, Any] = {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}, "é": {"type": "integer"}},
+        "additionalProperties": {"type": "string"},
+    }
+    grammar = Grammar.json_schema(schema)
+    assert SPECIAL.refused_at(grammar, '{"a": 1, "é": 2, "b\\n": "x\\t"}') is None
+    assert SPECIAL.refused_at(grammar, r'{"a": 1, "\u0061": "x"}')
+    assert SPECIAL.refused_at(grammar, r'{"\u00e9": "x"}')
+    calls = Grammar.tool_calls([tool("f", a=schema)])
+    assert SPECIAL.refused_at(calls, call("f", a=r'{"a": 1, "b": "x"}')) is None
+    assert SPECIAL.refused_at(calls, call("f", a=r'{"a": 1, "\u0061": "x"}'))
+
+
+def test_control_characters_that_a_schema_lists_can_be_written() -> None:
+    for value in ("\x00", "\x1f", "\x7f", "\t"):
+        grammar = Grammar.json_schema({"enum": [value]})
+        assert SPECIAL.refused_at(grammar, json.dumps(value)) is None
+
+
 def test_raw_grammars() -> None:
     grammar = Grammar.regex(r"\d{2,3}|yes")
     assert SPECIAL.refused_at(grammar, "123") is None
     assert SPECIAL.refused_at(grammar, "1") == ""
     assert SPECIAL.refused_at(grammar, "no") == "no"
-    lark = Grammar.lark('start: <tool_call> "a" inner\ninner: "(" inner ")" | "x"')
+    call = SPECIAL.vocabulary.token("<tool_call>")
+    lark = Grammar.lark(f'start: <[{call}]> "a" inner\ninner: "(" inner ")" | "x"')
     assert SPECIAL.refused_at(lark, "<tool_call>a((x))") is None
     assert SPECIAL.refused_at(lark, "<tool_call>a((x)") == ""
     for text in ("start: (", "nothing", "start: <nonsense>", "start: other", ""):
@@ -436,20 +259,6 @@ def test_stop_ids_may_lie_outside_or_be_missing() -> None:
     constraint.accept(SPECIAL.tokenizer.encode("a")[0])
     mask = constraint.mask()
     assert constraint.finished and mask is not None and not mask.any()
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.text(max_size=20), st.text(max_size=10))
-def test_any_string_without_a_tag_can_be_an_argument(city: str, tail: str) -> None:
-    """What the grammar allows, the parser reads back."""
-    value = city + "</" + tail
-    text = call("weather", city=value)
-    grammar = Grammar.tool_calls([WEATHER], choice="weather")
-    markup = any(t["content"] in value for t in RAW["added_tokens"])
-    if markup or SPECIAL.tokenizer.decode(SPECIAL.tokenizer.encode(text)) != text:
-        return
-    assert SPECIAL.refused_at(grammar, text) is None
-    assert parse_tool_calls(text, [WEATHER]) == ("", [ToolCall("weather", {"city": value})])
 
 
 KEYWORDS = [

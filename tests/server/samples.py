@@ -29,11 +29,18 @@ MAIL: dict[str, Any] = {
         "description": "Send an email",
         "parameters": {
             "type": "object",
-            "properties": {"to": {"type": "string"}, "urgent": {"type": "boolean"}},
+            "properties": {
+                "to": {"type": "string"},
+                "urgent": {"type": "boolean"},
+            },
             "required": ["to", "urgent"],
         },
     },
 }
+#: A result that the model can report.
+RESULT = '{"ok": true, "id": "A17"}'
+REPORT = "Done. The reference is A17."
+
 PARIS = "Please get the weather forecast in Paris."
 ASK_PARIS: list[Any] = [{"role": "user", "content": PARIS}]
 
@@ -48,10 +55,13 @@ CITY_SCHEMA: dict[str, Any] = {
     "properties": {"name": {"type": "string"}, "population": {"type": "integer"}},
     "required": ["name", "population"],
 }
-ASK_JSON: list[Any] = [
-    {
-        "role": "user",
-        "content": "Write a JSON object that follows this schema: "
-        f"{json.dumps(CITY_SCHEMA)}\nThe facts: name `Oslo`; population is 700",
-    }
-]
+
+
+def ask_json(facts: str) -> list[Any]:
+    text = f"Write a JSON object that follows this schema: {json.dumps(CITY_SCHEMA)}\n"
+    return [{"role": "user", "content": f"{text}The facts: {facts}"}]
+
+
+#: The keys as the schema has them, and in an order that the model follows by itself.
+ASK_JSON = ask_json("name `Oslo`; population is 700")
+ASK_JSON_FREE = ask_json("population is 700; name `Oslo`")

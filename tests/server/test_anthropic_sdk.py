@@ -18,6 +18,8 @@ from tests.server.samples import (
     CITY_SCHEMA,
     ENDLESS,
     QUESTION,
+    REPORT,
+    RESULT,
     WEATHER_SCHEMA,
 )
 
@@ -69,7 +71,7 @@ def test_tool_use_and_its_result(sdk: Any) -> None:
     result = {
         "type": "tool_result",
         "tool_use_id": found.content[-1].id,
-        "content": [{"type": "text", "text": '{"sun": 1}'}],
+        "content": [{"type": "text", "text": RESULT}],
     }
     answered = sdk.messages.create(
         messages=[
@@ -79,7 +81,7 @@ def test_tool_use_and_its_result(sdk: Any) -> None:
         ],
         **asked,
     )
-    assert answered.stop_reason == "end_turn" and answered.content[0].type == "text"
+    assert (answered.stop_reason, answered.content[0].text) == ("end_turn", REPORT)
 
 
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "get_weather"}])

@@ -16,7 +16,7 @@ import pytest
 from headgate.cli.main import app
 from headgate.errors import HeadgateError
 from tests.conftest import DemoStore
-from tests.server.samples import ANSWER, ASK
+from tests.server.samples import ANSWER, ASK, ENDLESS
 
 
 def command(*args: object) -> list[str]:
@@ -48,6 +48,37 @@ def test_it_says_where_it_listens_and_stops_when_told(
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
         assert (process.returncode, out, err) == (0, "", "headgate: stopped\n")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_second_signal_cuts_an_answer_short_and_its_client_is_told(
+    demo_store: DemoStore,
+) -> None:
+    process = subprocess.Popen(
+        command(demo_store(4, 8), "--port", 0, "--prefix-memory", 0),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        said = "".join(process.stderr.readline() for _ in range(3))
+        found = re.search(r" at (http://\S+)", said)
+        assert found, said
+        body = {"messages": ASK, "stream": True, "logit_bias": ENDLESS}
+        with (
+            httpx.Client(base_url=found[1], timeout=60) as client,
+            client.stream("POST", "/v1/chat/completions", json=body) as response,
+        ):
+            lines = response.iter_lines()
+            assert next(lines)
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGINT)
+            rest = [line for line in lines if line]
+        assert "shutting down" in rest[-2] and rest[-1] == "data: [DONE]"
+        _, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (0, "headgate: stopped\n")
     finally:
         process.kill()
         process.wait()

@@ -394,3 +394,17 @@ def test_an_answer_that_shutdown_cuts_short_says_so(engine: Engine) -> None:
         assistant.close(0)
         rest = [line for line in lines if line]
     assert "the engine is shutting down" in rest[-2] and rest[-1] == "data: [DONE]"
+
+
+def test_a_server_that_has_waited_long_enough_cuts_answers_short(engine: Engine) -> None:
+    assistant = Assistant(engine, sequences=1, queue=1, name=MODEL)
+    with (
+        BackgroundServer(create_app(assistant), grace_s=0.01) as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+        client.stream("POST", CHAT, json=LONG) as response,
+    ):
+        lines = response.iter_lines()
+        first_content(lines)
+        server.stop()
+        rest = [line for line in lines if line]
+    assert "the engine is shutting down" in rest[-2] and rest[-1] == "data: [DONE]"

@@ -17,10 +17,13 @@ from tests.server.samples import (
     ASK,
     ASK_BOTH,
     ASK_JSON,
+    ASK_JSON_FREE,
     ASK_PARIS,
     ENDLESS,
     MAIL,
     QUESTION,
+    REPORT,
+    RESULT,
     WEATHER,
 )
 
@@ -92,7 +95,13 @@ def test_tool_choice_required_calls_although_nothing_asks_for_it(sdk: Any) -> No
 
 
 def test_named_tool_choice_calls_that_tool_once(sdk: Any) -> None:
-    strict: Any = {**MAIL, "function": {**MAIL["function"], "strict": True}}
+    schema = MAIL["function"]["parameters"]
+    short = {**schema["properties"], "to": {"type": "string", "maxLength": 40}}
+    schema = {**schema, "properties": short}
+    strict: Any = {
+        **MAIL,
+        "function": {**MAIL["function"], "strict": True, "parameters": schema},
+    }
     found = sdk.chat.completions.create(
         model=MODEL,
         messages=ASK_PARIS,
@@ -101,7 +110,7 @@ def test_named_tool_choice_calls_that_tool_once(sdk: Any) -> None:
     )
     ((name, arguments),) = called(found.choices[0].message)
     assert name == "send_mail"
-    jsonschema.validate(arguments, MAIL["function"]["parameters"])
+    jsonschema.validate(arguments, schema)
 
 
 def test_parallel_calls_and_one_at_a_time(sdk: Any) -> None:
@@ -126,10 +135,11 @@ def test_results_of_tools_go_back_with_arguments_as_the_sdk_has_them(sdk: Any) -
     first = sdk.chat.completions.create(model=MODEL, messages=ASK_PARIS, tools=TOOLS)
     message = first.choices[0].message
     assert message.tool_calls
-    result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": '{"sun": 1}'}
+    result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": RESULT}
     history: Any = [*ASK_PARIS, message.model_dump(), result]
     second = sdk.chat.completions.create(model=MODEL, messages=history, tools=TOOLS)
-    assert second.choices[0].message.content and second.choices[0].finish_reason == "stop"
+    assert second.choices[0].message.content == REPORT
+    assert second.choices[0].finish_reason == "stop"
     assert second.usage is not None and second.usage.prompt_tokens_details is not None
 
 
@@ -147,18 +157,19 @@ def test_structured_output_is_what_the_sdk_parses(sdk: Any) -> None:
 
 def test_json_object(sdk: Any) -> None:
     found = sdk.chat.completions.create(
-        model=MODEL, messages=ASK_JSON, response_format={"type": "json_object"}
+        model=MODEL, messages=ASK_JSON_FREE, response_format={"type": "json_object"}
     )
     assert json.loads(found.choices[0].message.content or "") == {"name": "Oslo", "population": 700}
 
 
-def test_a_response_format_leaves_tools_callable(sdk: Any) -> None:
+def test_a_response_format_leaves_tools_callable(sdk: Any, served: Served) -> None:
     schema: Any = {"name": "city", "schema": City.model_json_schema()}
     form: Any = {"type": "json_schema", "json_schema": schema}
     asked: Any = {"model": MODEL, "tools": TOOLS, "response_format": form, "max_tokens": 300}
     tool = sdk.chat.completions.create(messages=ASK_PARIS, **asked)
     assert called(tool.choices[0].message) == [("get_weather", {"city": "Paris"})]
-    text = sdk.chat.completions.create(messages=ASK_JSON, **asked)
+    no_call = {str(served.assistant.tokenizer.id_of("<tool_call>")): -100}
+    text = sdk.chat.completions.create(messages=ASK_JSON, logit_bias=no_call, **asked)
     assert City.model_validate_json(text.choices[0].message.content or "").name == "Oslo"
 
 

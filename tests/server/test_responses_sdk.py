@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from headgate.server.errors import ApiError
 from headgate.server.responses_store import ResponseStore
 from tests.server.conftest import MODEL, Served
-from tests.server.samples import ANSWER, ASK_JSON, PARIS, QUESTION, WEATHER
+from tests.server.samples import ANSWER, ASK_JSON, PARIS, QUESTION, REPORT, RESULT, WEATHER
 
 TOOL: Any = {"type": "function", "strict": False, **WEATHER["function"]}
 
@@ -54,7 +54,7 @@ def test_function_calls_and_their_outputs(sdk: Any) -> None:
     first = sdk.responses.create(model=MODEL, input=PARIS, tools=[TOOL])
     (call,) = first.output
     assert call.type == "function_call" and json.loads(call.arguments) == {"city": "Paris"}
-    output = {"type": "function_call_output", "call_id": call.call_id, "output": '{"sun": 1}'}
+    output = {"type": "function_call_output", "call_id": call.call_id, "output": RESULT}
     by_id = sdk.responses.create(
         model=MODEL,
         previous_response_id=first.id,
@@ -63,7 +63,7 @@ def test_function_calls_and_their_outputs(sdk: Any) -> None:
     )
     history: Any = [{"role": "user", "content": PARIS}, call.model_dump(exclude_none=True), output]
     by_items = sdk.responses.create(model=MODEL, input=history, tools=[TOOL], store=False)
-    assert by_id.output_text == by_items.output_text != ""
+    assert by_id.output_text == by_items.output_text == REPORT
     by_reference: Any = [history[0], {"type": "item_reference", "id": call.id}, output]
     referred = sdk.responses.create(model=MODEL, input=by_reference, tools=[TOOL])
     assert referred.output_text == by_id.output_text

@@ -1,21 +1,27 @@
 """The grammar of tool calls in Qwen3.5's form, in llguidance's Lark dialect.
 
-A call is written as the chat template prints it, parameters in the order of their
-declaration. A string's text stands as it is and may not contain a tag of the call; other
-types are JSON by their schema. A parameter that may be any string among other things is
-free text: what its text means is decided when it is parsed.
+A call is written as the chat template prints it, parameters in any order, none twice: the
+parser would take a second one for text of the value before it. A string's text stands as
+it is and may not contain a tag of the call; other types are JSON by their schema, keys of
+objects in the order of their declaration, which llguidance fixes. What is not declared is
+not written, in no object that lists its properties. A parameter that may be any string
+among other things is free text: what its text means is decided when it is parsed.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from headgate.chat.schema import (
+    NAMES,
+    VALUES,
     Tool,
     branches,
+    closed,
     dump,
     kinds,
     parameters_of,
@@ -29,14 +35,18 @@ from headgate.errors import UsageError
 #: may go on with blanks for ever.
 WHITESPACE = r"\x20|\x0A[\x20\x09]{0,24}"
 
+#: Characters that JSON can only hold as the escape with four digits, in a JSON text.
+_ONLY_DIGITS = re.compile(r"\\u00(?:[01]|7f)")
+#: Beginnings of the classes in a pattern that list what is not in them.
+_NEGATED = re.compile(r"(\\.)|(\[\^(?!\]))|\[(?:\\.|[^\]\\])*\]", re.DOTALL)
+
 #: Formats that llguidance knows; others are annotations, as the standard has them.
 FORMATS = frozenset(
     ("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid")
 )
 
-#: Keywords that hold values, and those that hold schemas by name.
-_VALUES = frozenset(("enum", "const", "default", "examples"))
-_NAMES = frozenset(("properties", "patternProperties", "$defs", "definitions"))
+#: Bits of the number that a rule may carry in llguidance.
+BITS = 64
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,7 @@ def call_grammar(
     Args:
         choice: ``auto``, ``required``, or the name of the one function to call.
         strict: functions whose arguments follow their schema; all of them if None. Others
-            take the declared names in any order, with any text.
+            take any of the declared names, with any text.
 
     Raises:
         UsageError: a declaration cannot be honoured; says which and why.
@@ -125,8 +135,7 @@ class _Function:
         required = top.get("required", [])
         if not isinstance(required, list) or not all(isinstance(x, str) for x in required):
             raise UsageError("required is not a list of names")
-        names = [*self.properties, *(name for name in required if name not in self.properties)]
-        parts = []
+        names = list(dict.fromkeys([*self.properties, *required]))
         for number, name in enumerate(names):
             _check_name(name, "parameter")
             schema = self.properties.get(name, {})
@@ -136,19 +145,38 @@ class _Function:
             except UsageError as error:
                 raise UsageError(f"parameter {name}: {error}") from None
             self.rules.append(f"{rule}: {_literal(f'<parameter={name}>')} {value}\n")
-            parts.append(rule if name in required else f"{rule}?")
-        return f"{self.rule}: {_literal(self.opening)} {' '.join(parts)}\n" + "".join(self.rules)
+        return self._function([name in required for name in names])
 
     def loose(self) -> str:
-        names = "/[^<>\\n]+/"
-        if self.properties:
-            for name in self.properties:
-                _check_name(name, "parameter")
-            names = " | ".join(_literal(name) for name in self.properties)
-        return (
-            f"{self.rule}: {_literal(self.opening)} {self.rule}_any*\n"
-            f'{self.rule}_any: "<parameter=" ({names}) ">\\n" free\n'
-        )
+        if not self.properties:
+            return (
+                f"{self.rule}: {_literal(self.opening)} {self.rule}_any*\n"
+                f'{self.rule}_any: "<parameter=" /[^<>\\n]+/ ">\\n" free\n'
+            )
+        for number, name in enumerate(self.properties):
+            _check_name(name, "parameter")
+            opening = _literal(f"<parameter={name}>\n")
+            self.rules.append(f"{self.rule}_{number}: {opening} free\n")
+        return self._function([False] * len(self.rules))
+
+    def _function(self, required: list[bool]) -> str:
+        """The block: each parameter at most once, in any order, the required ones for sure.
+
+        One bit for each parameter says whether it has been written. As there are only so
+        many bits, the first 64 parameters precede the next.
+        """
+        parts = [_literal(self.opening)]
+        for start in range(0, len(required), BITS):
+            group = range(start, min(start + BITS, len(required)))
+            wanted = sum(required[number] for number in group)
+            rest = f"{self.rule}_from{start}"
+            options = [f'"" %if is_ones([0:{wanted}])' if wanted else '""']
+            for bit, number in enumerate(sorted(group, key=lambda n: not required[n])):
+                written = f"{self.rule}_{number} {rest}::set_bit({bit})"
+                options.append(f"{written} %if bit_clear({bit})")
+            parts.append(f"{rest}::0")
+            self.rules.append(f"{rest}::_: {' | '.join(options)}\n")
+        return f"{self.rule}: {' '.join(parts)}\n" + "".join(self.rules)
 
     def _value(self, rule: str, schema: Any) -> str:
         """An expression for a value behind its opening tag, with its closing tag."""
@@ -194,7 +222,22 @@ class _Function:
         moved = clean(schema, "#/$defs/root")
         if '"$ref"' in json.dumps(moved):
             moved = {**moved, "$defs": {"root": clean(self.root, "#/$defs/root")}}
-        return json.dumps({"x-guidance": {"whitespace_pattern": WHITESPACE}, **moved})
+        moved = closed(moved)
+        # Last, as llguidance takes it out and puts the last keyword in its place, whose
+        # position the order of keys may depend on.
+        return json.dumps({**moved, "x-guidance": json_options(json.dumps(moved))})
+
+
+def json_options(text: str) -> dict[str, str]:
+    """llguidance's settings for the JSON schema in ``text``.
+
+    Escapes with digits are left out where the schema can do without: the name of a
+    property that is declared could be written with them as if it were another one's.
+    """
+    options = {"whitespace_pattern": WHITESPACE}
+    if not _ONLY_DIGITS.search(text):
+        options["json_allowed_escapes"] = 'nrbtf\\"'
+    return options
 
 
 def clean(schema: Any, base: str = "#") -> Any:
@@ -212,11 +255,20 @@ def clean(schema: Any, base: str = "#") -> Any:
             key == "format" and isinstance(value, str) and value not in FORMATS
         ):
             continue
-        elif key in _NAMES and isinstance(value, Mapping):
-            found[key] = {name: clean(part, base) for name, part in value.items()}
+        elif key == "pattern" and isinstance(value, str):
+            found[key] = _clean_pattern(value)
+        elif key in NAMES and isinstance(value, Mapping):
+            name_of = _clean_pattern if key == "patternProperties" else str
+            found[key] = {name_of(name): clean(part, base) for name, part in value.items()}
         else:
-            found[key] = value if key in _VALUES else clean(value, base)
+            found[key] = value if key in VALUES else clean(value, base)
     return found
+
+
+def _clean_pattern(pattern: str) -> str:
+    """A pattern with U+0001 taken out of every class that lists what is not in it: of one
+    with all control characters, llguidance 1.9 takes quotes and backslashes for members."""
+    return _NEGATED.sub(lambda m: m.group() + (r"\x01" if m.group(2) else ""), pattern)
 
 
 def _check_name(name: str, what: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
-from headgate.chat.call_grammar import WHITESPACE, CallGrammar, call_grammar, clean
+from headgate.chat.call_grammar import CallGrammar, call_grammar, clean, json_options
 from headgate.chat.schema import Tool
 from headgate.chat.vocabulary import Vocabulary, check, one_line, with_deep_stack
 from headgate.errors import UsageError
@@ -57,9 +57,10 @@ class Grammar:
         if not isinstance(schema, dict):
             raise UsageError("the JSON schema is not an object")
         try:
-            options = {"whitespace_pattern": WHITESPACE}
             text = json.dumps(clean(schema), allow_nan=False)
-            grammar = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=options)
+            grammar = llguidance.LLMatcher.grammar_from_json_schema(
+                text, overrides=json_options(text)
+            )
         except RecursionError:
             raise UsageError("the JSON schema is nested too deeply") from None
         except (TypeError, ValueError) as error:
@@ -68,7 +69,8 @@ class Grammar:
 
     @classmethod
     def lark(cls, text: str) -> Grammar:
-        """A context-free grammar in llguidance's Lark dialect."""
+        """A context-free grammar in llguidance's Lark dialect; special tokens are written
+        as their ids, ``<[5]>``."""
         return cls(str(llguidance.LLMatcher.grammar_from_lark(text)))
 
     @classmethod

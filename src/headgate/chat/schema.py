@@ -18,6 +18,15 @@ _ANNOTATIONS = frozenset(
 )
 _MAX_DEPTH = 32
 
+#: Keywords that hold values, and those that hold schemas by name.
+VALUES = frozenset(("enum", "const", "default", "examples"))
+NAMES = frozenset(("properties", "patternProperties", "$defs", "definitions"))
+
+#: What an object may say and still be closed.
+_PLAIN = _ANNOTATIONS | {"type", "properties", "required", "$defs", "definitions", "$comment"}
+#: Keywords that put schemas together.
+_COMBINING = frozenset(("$ref", "anyOf", "oneOf", "if", "dependentSchemas"))
+
 
 @dataclass(frozen=True)
 class ToolCall:
@@ -55,8 +64,20 @@ def resolve(schema: Mapping[str, Any], root: Mapping[str, Any]) -> dict[str, Any
             target = found.pop("allOf")[0]
         else:
             return found
-        found = {**target, **found}
+        found = _together(target, found)
     return {}
+
+
+def _together(target: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``own`` says and what the schema says that it refers to."""
+    found = {**target, **own}
+    ours, theirs = own.get("properties"), target.get("properties")
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        found["properties"] = {**theirs, **ours}
+    needed, more = own.get("required"), target.get("required")
+    if isinstance(needed, list) and isinstance(more, list):
+        found["required"] = [*more, *needed]
+    return found
 
 
 def _pointer(ref: str, root: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -111,6 +132,47 @@ def _combined(parts: Iterable[Kinds | None], every: bool) -> Kinds | None:
     if every:
         return frozenset.intersection(*known) if known else None
     return frozenset().union(*known) if known and len(known) == len(list(parts)) else None
+
+
+def closed(schema: Any) -> Any:
+    """``schema``, but objects that list their properties take no others.
+
+    An object that says more than that stays as it is. Where schemas are put together, as
+    by ``allOf``, all do: a closed part would exclude the other's properties.
+    """
+    return schema if _combines(schema) else _closed(schema)
+
+
+def _combines(schema: Any) -> bool:
+    if isinstance(schema, list):
+        return any(map(_combines, schema))
+    if not isinstance(schema, Mapping):
+        return False
+    beside = "properties" in schema and not _COMBINING.isdisjoint(schema)
+    return beside or "allOf" in schema or any(map(_combines, schema.values()))
+
+
+def _closed(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_closed(part) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    found: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in NAMES and isinstance(value, Mapping):
+            found[key] = {name: _closed(part) for name, part in value.items()}
+        else:
+            found[key] = value if key in VALUES else _closed(value)
+    if found.keys() <= _PLAIN and _lists_all(found.get("properties"), found.get("required", [])):
+        found["additionalProperties"] = False
+    return found
+
+
+def _lists_all(properties: Any, required: Any) -> bool:
+    """Whether there are properties, and all required ones among them."""
+    if not isinstance(properties, dict) or not isinstance(required, list):
+        return False
+    return bool(properties) and all(isinstance(x, str) and x in properties for x in required)
 
 
 def kind_of(value: Any) -> str:

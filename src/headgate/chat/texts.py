@@ -3,7 +3,7 @@ a tag of the call."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import llguidance
@@ -12,10 +12,27 @@ from headgate.errors import UsageError
 
 #: What no string may contain. The parser would take it for the end of the value.
 TAGS = ("</parameter>", "</function>", "<parameter=")
-#: Text without any of the call's tags.
-_NO_TAGS = (
-    r"/(?s:.*)/ & ~/(?s:.*)(" + "|".join(tag.replace("/", r"\/") for tag in TAGS) + r")(?s:.*)/"
+
+
+def _slashed(text: str) -> str:
+    return text.replace("/", r"\/")
+
+
+def _any_of(texts: Iterable[str]) -> str:
+    return "|".join(_slashed(text) for text in texts)
+
+
+#: Beginnings of tags.
+_BEGUN = sorted({tag[:end] for tag in TAGS for end in range(1, len(tag))})
+#: The same, having gone another way: each with a character that none of the tags has there.
+_OTHER = "|".join(
+    f"{_slashed(start)}[^<{_slashed(''.join(sorted(following)))}]"
+    for start in _BEGUN
+    for following in [{tag[len(start)] for tag in TAGS if tag.startswith(start)}]
 )
+#: Text without any of the call's tags. As the complement of text with one, llguidance gives
+#: up on it together with a limit of forty characters.
+_NO_TAGS = f"/([^<]|({_any_of(_BEGUN)})*({_OTHER}))*({_any_of(_BEGUN)})*/"
 
 
 def free_text() -> str:
@@ -25,21 +42,12 @@ def free_text() -> str:
     terminal repeats one set of characters, which most of a text is here. ``BEGUN`` is the
     beginning of a tag, ``OTHER`` one that went another way and the text behind it.
     """
-    begun = sorted({tag[:end] for tag in TAGS for end in range(1, len(tag))})
-    other = []
-    for start in begun:
-        following = {tag[len(start)] for tag in TAGS if tag.startswith(start)}
-        other.append(f"{_slashed(start)}[^<{_slashed(''.join(sorted(following)))}]")
     return (
         'free: (PLAIN | BEGUN* OTHER)* BEGUN* "</parameter>\\n"\n'
         "PLAIN: /[^<]+/\n"
-        f"OTHER: /({'|'.join(other)})[^<]*/\n"
-        f"BEGUN: /{'|'.join(_slashed(start) for start in begun)}/\n"
+        f"OTHER: /({_OTHER})[^<]*/\n"
+        f"BEGUN: /{_any_of(_BEGUN)}/\n"
     )
-
-
-def _slashed(text: str) -> str:
-    return text.replace("/", r"\/")
 
 
 def limited_text(schema: Mapping[str, Any]) -> str | None:

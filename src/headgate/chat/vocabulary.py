@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -44,8 +45,9 @@ class Vocabulary:
             self._added = {str(token["content"]): int(token["id"]) for token in added}
             self.size = size
             self.stop_ids = sorted(i for i in set(stop_ids) if 0 <= i < size)
+            _hide_special(raw)
             self.tokenizer = llguidance.LLTokenizer(
-                tokenizer_json.decode(),
+                json.dumps(raw),
                 n_vocab=size,
                 eos_token=self.stop_ids or None,
                 slices=SLICES,
@@ -85,6 +87,20 @@ class Vocabulary:
         matcher = with_deep_stack(build)
         check(matcher)
         return matcher
+
+
+def _hide_special(raw: dict[str, Any]) -> None:
+    """Give special tokens names that no text has. llguidance would otherwise write a name
+    that a schema holds as text as that token, and then refuse it, as it stands for no text.
+    Added tokens in angle brackets are special for it in any case."""
+    vocabulary = raw.get("model", {}).get("vocab")
+    for token in raw.get("added_tokens") or []:
+        name = token["content"]
+        if token.get("special") or (name.startswith("<") and name.endswith(">")):
+            hidden = f"<|{secrets.token_hex(16)}|>"
+            if isinstance(vocabulary, dict) and name in vocabulary:
+                vocabulary[hidden] = vocabulary.pop(name)
+            token["content"] = hidden
 
 
 def check(matcher: Any) -> None:

@@ -40,6 +40,13 @@ def convert(
         int | None,
         typer.Option(metavar="32|64|128", help="Weights that share a scale. Default 64."),
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File of `headgate calibrate`: better experts of 2 to 4 bits, in more time.",
+        ),
+    ] = None,
     threads: Annotated[int, typer.Option(help="Threads for quantising; 0: one per core.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -49,7 +56,7 @@ def convert(
     quantised bit for bit. Needs the disk space of the store and little memory.
     When it was interrupted or killed, the same command resumes.
     """
-    options = ConvertOptions(expert_bits, dense_bits, group_size, threads)
+    options = ConvertOptions(expert_bits, dense_bits, group_size, threads, calibration)
     try:
         with ProgressBar(f"converting {src} to {out}") as bar:
             report = convert_checkpoint(src, out, options, bar.update)

@@ -10,6 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headgate.cli.lossy import (
+    ExpertBits,
+    PreferCached,
+    Refine,
+    RouterFloor,
+    RouterMass,
+    TopShare,
+)
 from headgate.demo import demo_store
 from headgate.engine import parse_size
 from headgate.errors import ResourceError, UsageError
@@ -53,7 +61,12 @@ def evaluate_command(
         typer.Option(help="Store of the full model; STORE with all its bits if not given."),
     ] = None,
     experts_per_token: Annotated[int | None, typer.Option(help="Lossy: fewer experts.")] = None,
-    expert_bits: Annotated[int | None, typer.Option(help="Lossy: fewer bits.")] = None,
+    expert_bits: ExpertBits = None,
+    top_share: TopShare = None,
+    refine: Refine = False,
+    router_mass: RouterMass = None,
+    router_floor: RouterFloor = None,
+    prefer_cached: PreferCached = None,
     memory: Annotated[
         str | None, typer.Option(help="Memory of the whole process, such as 8G.")
     ] = None,
@@ -89,6 +102,11 @@ def evaluate_command(
         "context": context,
         "experts_per_token": experts_per_token,
         "expert_bits": expert_bits,
+        "top_share": top_share,
+        "refine": refine or None,
+        "router_mass": router_mass,
+        "router_floor": router_floor,
+        "prefer_cached": prefer_cached,
         "threads": threads,
     }
     options = {name: value for name, value in options.items() if value is not None}

@@ -11,9 +11,11 @@ import typer
 
 import headgate
 from headgate.cli.bench import bench
+from headgate.cli.chat import chat
 from headgate.cli.convert import convert
 from headgate.cli.eval import evaluate_command
 from headgate.cli.inspect import inspect
+from headgate.cli.lab import lab
 from headgate.cli.plan import plan
 from headgate.cli.probe import probe
 from headgate.cli.replay import replay
@@ -32,6 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(run)
+app.command()(chat)
 app.command()(serve)
 app.command()(convert)
 app.command()(inspect)
@@ -43,6 +46,7 @@ app.command()(plan)
 app.command()(replay)
 app.command("eval")(evaluate_command)
 app.command()(sweep)
+app.add_typer(lab, name="lab")
 
 
 @app.callback(invoke_without_command=True)

@@ -8,10 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from headgate.cli.lossy import (
+    ExpertBits,
+    PreferCached,
+    Refine,
+    RouterFloor,
+    RouterMass,
+    TopShare,
+)
 from headgate.demo import demo_store
 from headgate.engine import Engine, parse_size
 from headgate.engine.budget import available_bytes, format_size
 from headgate.errors import UsageError
+from headgate.paths import cache_folder
+from headgate.store import Store
+from headgate.stream.profile import Profile, load_profile, profile_options
 
 if TYPE_CHECKING:
     from headgate.assistant import Assistant
@@ -50,13 +61,19 @@ def serve(
     ] = None,
     sequences: Annotated[int, typer.Option(help="Answers that are generated together.")] = 4,
     queue: Annotated[int, typer.Option(help="Requests that may wait beyond those.")] = 64,
-    expert_bits: Annotated[
-        int | None, typer.Option(help="Lossy: read experts at fewer bits than the store has.")
-    ] = None,
+    expert_bits: ExpertBits = None,
+    top_share: TopShare = None,
+    refine: Refine = False,
+    router_mass: RouterMass = None,
+    router_floor: RouterFloor = None,
+    prefer_cached: PreferCached = None,
     experts_per_token: Annotated[
         int | None, typer.Option(help="Lossy: fewer experts than the model was trained with.")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="One per core if not given.")] = None,
+    no_profile: Annotated[
+        bool, typer.Option("--no-profile", help="Without what `headgate lab search` found.")
+    ] = False,
     prefix_memory: Annotated[
         str | None,
         typer.Option(
@@ -85,18 +102,27 @@ def serve(
             "without a key, whoever reaches the port could use the model"
         )
     budget = parse_size(memory) if memory else None
+    if refine and prefix_memory is None:
+        prefix_memory = "0"  # states depend on what was in memory then
     kept = _prefix_bytes(prefix_memory, budget)
     listening = listen(host, port)  # before minutes of loading
     with listening:
+        path = demo_store() if store is None else store
+        profile = None if no_profile else load_profile(Store.open(path), cache_folder())
         engine = Engine.load(
-            demo_store() if store is None else store,
+            path,
             memory=budget,
             context=context,
             experts_per_token=experts_per_token,
             expert_bits=expert_bits,
-            threads=threads,
+            top_share=top_share,
+            refine=refine,
+            router_mass=router_mass,
+            router_floor=router_floor,
+            prefer_cached=prefer_cached,
             sequences=sequences,
             prefix_bytes=kept,
+            **profile_options(profile, threads=threads, memory=budget),
         )
         prefixes = PrefixCache(engine, disk=parse_size(prefix_disk)) if kept else None
         assistant = Assistant(
@@ -113,7 +139,7 @@ def serve(
             if prefixes is not None:
                 prefixes.close(FLUSH_S)
 
-        print(_greeting(assistant, url_of(listening), key), file=sys.stderr, flush=True)
+        print(_greeting(assistant, url_of(listening), key, profile), file=sys.stderr, flush=True)
         serve_app(create_app(assistant, options), listening, close)
     print("headgate: stopped", file=sys.stderr)
 
@@ -138,7 +164,7 @@ def _prefix_bytes(asked: str | None, memory: int | None) -> int:
     return min(int(total * PREFIX_SHARE), PREFIX_MOST)
 
 
-def _greeting(assistant: Assistant, url: str, key: str | None) -> str:
+def _greeting(assistant: Assistant, url: str, key: str | None, profile: Profile | None) -> str:
     engine = assistant.engine
     lossy = "; ".join(engine.lossy) or "none"
     return "\n".join(
@@ -148,5 +174,6 @@ def _greeting(assistant: Assistant, url: str, key: str | None) -> str:
             f"  OpenAI API {url}/v1, Anthropic API {url}, page {url}/",
             f"  context {engine.context} tokens, {assistant.sequences} answers together, "
             f"memory {format_size(engine.budget.total)}, lossy: {lossy}",
+            *([] if profile is None else [f"  profile: {profile.name}"]),
         ]
     )

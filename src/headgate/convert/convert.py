@@ -24,7 +24,7 @@ from headgate.convert.floats import FloatSource
 from headgate.convert.mlx import MlxSource, quantization_settings
 from headgate.convert.names import Names, Skipped, resolve
 from headgate.convert.source import CodedTensor, ConvertOptions, Source
-from headgate.errors import CheckpointError
+from headgate.errors import CheckpointError, UsageError
 from headgate.models import ModelConfig, parse_config
 from headgate.quant import AffineMatrix, Quantizer
 from headgate.store import safetensors
@@ -117,6 +117,8 @@ def open_source(
         CheckpointError: the format is not supported, or tensors do not fit ``config``.
     """
     if quantization_settings(checkpoint.config) is not None:
+        if options.calibration is not None:
+            raise UsageError("a calibration is of no use to a checkpoint that is quantised already")
         return MlxSource(checkpoint, names, config, options)
     if any(name.endswith(".scales") for name in names.actual):
         raise CheckpointError("tensors have scales, but config.json has no quantization settings")
@@ -250,7 +252,7 @@ class _Conversion:
 
     def _make_plan(self) -> dict[str, Any]:
         """Everything that determines the store: no times, no paths."""
-        return {
+        plan = {
             "format_version": VERSION,
             "converter_revision": REVISION,
             "experts": dataclasses.asdict(self._source.experts),
@@ -259,6 +261,9 @@ class _Conversion:
             "source": self._checkpoint.fingerprint(),
             "files": {name: crc32c(data) for name, data in self._files.items()},
         }
+        if self._source.calibration is not None:
+            plan["calibration_crc32c"] = self._source.calibration.crc32c
+        return plan
 
     def _store_bytes_bound(self) -> int:
         """Size of the store; of the manifest, whose numbers are not known yet, the most."""

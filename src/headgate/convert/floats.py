@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
+from headgate.convert.calibration import Calibration
 from headgate.convert.checkpoint import Checkpoint, Raw, require_float, to_float32
 from headgate.convert.names import Names, check_shapes, dense_shape, expert_shapes
 from headgate.convert.source import (
@@ -16,9 +18,9 @@ from headgate.convert.source import (
     Tensors,
     require_finite,
 )
-from headgate.errors import CheckpointError
+from headgate.errors import CheckpointError, UsageError
 from headgate.models import ModelConfig, TensorSpec
-from headgate.quant import AffineMatrix, Half, Quantizer
+from headgate.quant import AffineMatrix, Half, Quantizer, quantize_calibrated
 from headgate.quant.affine import Floats
 from headgate.quant.halves import from_float
 from headgate.store.layout import MATRICES, ExpertFormat, Matrix
@@ -44,6 +46,7 @@ class FloatSource:
         self._tensors = Tensors(checkpoint, names)
         self._quantizer = quantizer
         self._layout = names.layout
+        self._threads = options.thread_count
         self._specs = config.dense_tensors()
         experts = expert_shapes(names, config)
         dense = {n: dense_shape(spec, self._layout) for n, spec in self._specs.items()}
@@ -55,6 +58,7 @@ class FloatSource:
         self.kind = "/".join(sorted(dtypes)).lower()
         self.notes: list[str] = []
         self.experts = self._expert_format(config, options, dtypes)
+        self.calibration = self._open_calibration(config, options)
         group_size = options.group_size or 64
         eight = options.dense_bits != 16
         self.dense = {n: self._format(n, s, eight, group_size) for n, s in self._specs.items()}
@@ -81,12 +85,38 @@ class FloatSource:
             return CodedTensor(DenseMatrix((rows, columns), 8, group_size, "bf16"))
         return self._tensors.plain_format(name, spec)
 
+    def _open_calibration(self, config: ModelConfig, options: ConvertOptions) -> Calibration | None:
+        if options.calibration is None:
+            return None
+        if self.experts.bits == 16:
+            raise UsageError("a calibration is of no use to experts of 16 bits")
+        found = Calibration.open(options.calibration, config, self.experts.group_size)
+        tokens = min(found.tokens(layer) for layer in config.moe_layers)
+        self.notes.append(f"experts were quantised for inputs of {tokens} calibration tokens")
+        return found
+
     def expert(self, layer: int, expert: int) -> Expert:
         """See :meth:`Source.expert`."""
+        if self.calibration is not None:
+            return self._calibrated(self.calibration, layer, expert)
         return {
             matrix: self._outcome(raw, self._tensors.info(name).dtype, f"{where}tensor {name}")
             for matrix, name, raw, where in self._matrices(layer, expert)
         }
+
+    def _calibrated(self, calibration: Calibration, layer: int, expert: int) -> Expert:
+        w: dict[Matrix, Floats] = {}
+        for matrix, name, raw, where in self._matrices(layer, expert):
+            w[matrix] = to_float32(raw, self._tensors.info(name).dtype)
+            _require_moderate(w[matrix], f"{where}tensor {name}")
+        inputs, hidden = calibration.moments(layer, expert)
+        e, threads = self.experts, self._threads
+        # Gate and up get the same inputs: they are the rows of one problem.
+        both = np.concatenate([w["gate"], w["up"]])
+        whole = quantize_calibrated(both, inputs, e.bits, e.group_size, threads=threads)
+        gate, up = whole.split(len(w["gate"]))
+        down = quantize_calibrated(w["down"], hidden, e.bits, e.group_size, threads=threads)
+        return {"gate": gate, "up": up, "down": down}
 
     def _matrices(self, layer: int, expert: int) -> Iterator[tuple[Matrix, str, Raw, str]]:
         block = f"layers.{layer}.mlp"
@@ -120,9 +150,7 @@ class FloatSource:
     def _quantize(
         self, weights: Floats, bits: int, group_size: int, what: str, nested: bool = True
     ) -> AffineMatrix:
-        largest = float(max(weights.max(), -weights.min()))
-        if largest > LARGEST_WEIGHT:
-            raise CheckpointError(f"{what} holds a weight of {largest:.3g}, too large to quantise")
+        _require_moderate(weights, what)
         return self._quantizer.quantize(weights, bits, group_size, nested)
 
     def dense_rows(self, name: str, start: int, rows: int) -> AffineMatrix | npt.NDArray[Any]:
@@ -134,3 +162,9 @@ class FloatSource:
             return self._quantize(weights, bits, group_size, f"tensor {name}", nested=False)
         one = spec.zero_centred and self._layout != "stacked"
         return self._tensors.plain_rows(name, spec, start, rows, add=1.0 if one else 0.0)
+
+
+def _require_moderate(weights: Floats, what: str) -> None:
+    largest = float(max(weights.max(), -weights.min()))
+    if largest > LARGEST_WEIGHT:
+        raise CheckpointError(f"{what} holds a weight of {largest:.3g}, too large to quantise")

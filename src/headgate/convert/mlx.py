@@ -82,6 +82,7 @@ class MlxSource:
         packing = self._one_packing(list(experts))
         self.kind = f"MLX affine, {packing}"
         self.notes: list[str] = []
+        self.calibration = None
         self.experts = ExpertFormat(
             config.hidden_size,
             config.moe_intermediate_size,

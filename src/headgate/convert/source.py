@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from headgate.convert.calibration import Calibration
 from headgate.convert.checkpoint import Checkpoint, Raw, to_float32
 from headgate.convert.names import Names
 from headgate.errors import CheckpointError, UsageError
@@ -35,12 +37,15 @@ class ConvertOptions:
         dense_bits: 8 (default), or 16 to keep projections as they are.
         group_size: weights that share a scale: 32, 64 (default) or 128.
         threads: for quantising; 0 for all processors. Does not change the result.
+        calibration: file of ``headgate calibrate``: experts are quantised for the inputs
+            that they get.
     """
 
     expert_bits: int | None = None
     dense_bits: int | None = None
     group_size: int | None = None
     threads: int = 0
+    calibration: Path | None = None
 
     def __post_init__(self) -> None:
         for what, value, allowed in (
@@ -104,12 +109,14 @@ class Source(Protocol):
         experts: shape and precision of the experts.
         dense: dense tensor -> how it is kept.
         notes: what the user should know about the result.
+        calibration: what experts are quantised for, if they are.
     """
 
     kind: str
     experts: ExpertFormat
     dense: dict[str, PlainTensor | CodedTensor]
     notes: list[str]
+    calibration: Calibration | None
 
     def expert(self, layer: int, expert: int) -> Expert:
         """The three matrices of one expert.

@@ -72,7 +72,7 @@ class Running:
     def part(self, cache: PrefixCache | None) -> Part:
         """What the next pass appends."""
         if not self.prompt_left:
-            return Part(self.turn.pending, self.session.state)
+            return Part(self.turn.pending, self.session.state, drawn=True)
         marks: tuple[int, ...] = ()
         if cache is not None and self.ticket.snapshot_at:
             prompt, positions = self.ticket.prompt, self.ticket.snapshot_at

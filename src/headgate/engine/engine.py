@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from headgate.chat.tokenizer import Tokenizer
 from headgate.engine.budget import Budget, plan_budget
+from headgate.engine.mixed import plan_mixed
 from headgate.engine.session import Session
 from headgate.engine.states import StatePool
 from headgate.engine.turn import Turn, TurnOptions
@@ -40,6 +41,8 @@ class Engine:
         states: memory of sequences that nobody uses.
         knobs: what the bits of a result depend on, beside the store.
         lossy: the knobs in force that change what the model computes.
+        depends_on_cache: whether a lossy knob makes a prompt's state depend on what was in
+            memory, so that it must not be kept for others.
     """
 
     def __init__(
@@ -48,7 +51,12 @@ class Engine:
         *,
         memory: int | None = None,
         experts_per_token: int | None = None,
-        expert_bits: int | None = None,
+        expert_bits: int | str | None = None,
+        top_share: float | None = None,
+        refine: bool = False,
+        router_mass: float | None = None,
+        router_floor: int | None = None,
+        prefer_cached: float | None = None,
         threads: int | None = None,
         context: int | None = None,
         sequences: int = 1,
@@ -66,13 +74,27 @@ class Engine:
         )
         self._check_store()
         k = self._experts_per_token(experts_per_token)
-        bits = store.manifest.experts.bits if expert_bits is None else expert_bits
-        store.layout.prefix(bits)  # refuses bits that the store does not have
+        mixed = plan_mixed(
+            store.layout,
+            k,
+            expert_bits=expert_bits,
+            top_share=top_share,
+            refine=refine,
+            router_mass=router_mass,
+            router_floor=router_floor,
+            prefer_cached=prefer_cached,
+        )
+        bits, self.depends_on_cache = mixed.precision.high, mixed.depends_on_cache
+        if mixed.knobs and recorder is not None:
+            raise UsageError(
+                f"a route trace cannot be recorded with {', '.join(mixed.lossy)}: it holds "
+                "neither the bits of each expert nor why it was chosen"
+            )
         self.context = self._context(context)
         if not 1 <= sequences <= MOST_SEQUENCES:
             raise UsageError(f"sequences is {sequences}, expected 1..{MOST_SEQUENCES}")
         self.sequences = sequences
-        self.lossy = self._lossy(k, bits)
+        self.lossy = self._lossy(k, mixed.bits) + mixed.lossy
         # Parsed first so that the budget sees what it takes.
         self.stop_ids, self.allowed_tokens = self._stop_ids(), self._allowed_tokens()
         self.budget: Budget = plan_budget(
@@ -89,12 +111,13 @@ class Engine:
         ops = load_ops(backend, _threads(threads), exact_activations)
         self.knobs = {
             "experts_per_token": k,
-            "expert_bits": bits,
+            "expert_bits": mixed.bits,
             "backend": f"{ops.name} {getattr(ops, 'isa', '')}".strip(),
             "exact_activations": exact_activations,
+            **mixed.knobs,
         }
         self.ops = ops if instrument is None else instrument(ops)
-        self.model = load_model(self.config, self._dense_weights(), self.ops, k)
+        self.model = load_model(self.config, self._dense_weights(), self.ops, k, mixed.routing)
         self.states = StatePool(lambda: self.model.new_state(self.context), sequences)
         options = tuned(
             stream or StreamOptions(),
@@ -102,7 +125,9 @@ class Engine:
             store.layout.prefix_bytes(bits),
             k,
         )
-        self.experts = ExpertStream(store, self.ops, self.budget.slots, bits, options, recorder)
+        self.experts = ExpertStream(
+            store, self.ops, self.budget.slots, mixed.precision, options, recorder
+        )
 
     @classmethod
     def load(cls, store: Path | str, **options: Any) -> Engine:
@@ -113,7 +138,18 @@ class Engine:
             memory: bytes that the whole process may take; a share of the machine's
                 free memory unless given.
             experts_per_token: fewer than the trained number is lossy.
-            expert_bits: fewer than the store's is lossy.
+            expert_bits: fewer than the store's is lossy; ``"2:4"`` reads a token's
+                heaviest experts at 4 bits and the others at 2, which is lossy.
+            top_share: which those are: experts that have at least this share of the
+                token's router weight; the mean, one over experts per token, unless given.
+            refine: lossy: what is missing is read at the fewest bits, and what is used
+                again is completed while the drive is idle.
+            router_mass: lossy: of the experts per token only as many as it takes for
+                their weights to reach this share of their sum.
+            router_floor: but at least this many; 1 unless given.
+            prefer_cached: lossy: in answers, not in prompts, experts that are not in
+                memory may give way to others that are, for at most this share of the
+                router weight.
             threads: to multiply on; one per core unless given.
             context: tokens of a sequence.
             sequences: how many the budget has room for at a time.
@@ -216,7 +252,7 @@ class Engine:
             raise UsageError(f"context is {asked}; the model allows 1..{limit}")
         return asked
 
-    def _lossy(self, k: int, bits: int) -> list[str]:
+    def _lossy(self, k: int, bits: int | str) -> list[str]:
         lossy = []
         if k != self.config.num_experts_per_tok:
             lossy.append(f"experts-per-token {k} (trained {self.config.num_experts_per_tok})")

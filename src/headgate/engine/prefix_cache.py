@@ -58,6 +58,8 @@ class PrefixCache:
         disk: int = DISK_LIMIT,
         folder: Path | None = None,
     ) -> None:
+        if engine.depends_on_cache:
+            raise UsageError("states cannot be kept: with refine they depend on what was in memory")
         self._config, self._ops = engine.config, engine.ops
         self.grid = grid_of(engine.budget.prompt_chunk)
         self.memory = engine.budget.prefixes if memory is None else memory

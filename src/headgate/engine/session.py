@@ -83,13 +83,18 @@ class Session:
         self._release()
 
     def append(
-        self, ids: Sequence[int], chunk: int | None = None, all_logits: bool = False
+        self,
+        ids: Sequence[int],
+        chunk: int | None = None,
+        all_logits: bool = False,
+        drawn: bool = False,
     ) -> npt.NDArray[np.float32]:
         """Process tokens.
 
         Args:
             chunk: tokens processed together; the budget's choice unless given.
             all_logits: logits after every token instead of the last.
+            drawn: the tokens are of an answer; only lossy knobs tell them from a prompt's.
 
         Returns:
             float32 [vocab], or [len(ids), vocab].
@@ -109,7 +114,7 @@ class Session:
                 until = min(start + chunk, end)
             part = list(ids[start - begin : until - begin])
             self.on_grid &= start % grid_of(engine.budget.prompt_chunk) == 0
-            logits = engine.model.forward(part, self.state, engine.experts, all_logits)
+            logits = engine.model.forward(part, self.state, engine.experts, all_logits, drawn)
             self.tokens += part
             if all_logits or until == end:
                 parts.append(engine.ops.to_numpy(logits))
@@ -143,7 +148,7 @@ class Session:
         begin = first = time.perf_counter()
         try:
             while turn.finish_reason is None:
-                steps = turn.accept(self.append(turn.pending))
+                steps = turn.accept(self.append(turn.pending, drawn=turn.generated > 0))
                 now = time.perf_counter()
                 if stats.ttft_s == 0:
                     stats.ttft_s, first = now - begin, now

@@ -21,6 +21,17 @@ from headgate.evals.target import MAX_TOKENS, Target
 
 Note = Callable[[str], None]
 
+#: Options of an engine that the reference goes without.
+LOSSY = (
+    "expert_bits",
+    "experts_per_token",
+    "top_share",
+    "refine",
+    "router_mass",
+    "router_floor",
+    "prefer_cached",
+)
+
 
 @dataclass(frozen=True)
 class Request:
@@ -112,8 +123,7 @@ def _divergence(
     store: Path, options: dict[str, Any], request: Request, reference: Path
 ) -> dict[str, Any]:
     """One engine after the other: both at once would halve each other's memory."""
-    lossy = ("expert_bits", "experts_per_token")
-    full = {name: value for name, value in options.items() if name not in lossy}
+    full = {name: value for name, value in options.items() if name not in LOSSY}
 
     def passages(engine: Engine) -> list[divergence.Passage]:
         if request.text is not None:

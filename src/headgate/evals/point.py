@@ -98,7 +98,6 @@ def measure(job: Job) -> dict[str, Any]:
         "store": Path(job.store).name,
         "store_id": store_identity(engine.store),
         "lossy": engine.lossy,
-        "expert_bytes_per_token": expert_bytes_per_token(engine),
     }
     if DIVERGENCE in job.plan.suites and job.reference is not None:
         texts = passages(engine, job.plan)
@@ -108,6 +107,7 @@ def measure(job: Job) -> dict[str, Any]:
     with engine_target(engine, job.batch) as target:
         found["suites"], found["outcomes"] = ask_all(job.plan, target, job.batch)
         found["speed"] = target.speed.to_dict()
+    found["expert_bytes_per_token"] = expert_bytes_per_token(engine)
     return {**found, "seconds": time.monotonic() - begin}
 
 
@@ -161,7 +161,11 @@ def decode_speed(engine: Engine, prompt: Sequence[int]) -> dict[str, float]:
 
 def expert_bytes_per_token(engine: Engine) -> int:
     """Bytes of the routed experts that one token uses, before any cache: experts per
-    token, in every layer that has experts, at the precision in force."""
+    token, in every layer that has experts, at the precision in force. Where that differs
+    from token to token, the mean of all that the engine has processed."""
+    stats = engine.experts.stats
+    if (engine.experts.precision.mixed or engine.model.routing is not None) and stats.tokens:
+        return round(stats.wanted_bytes / stats.tokens)
     record = engine.store.layout.prefix_bytes(engine.experts.bits)
     layers = len(engine.store.manifest.layers)
     return engine.model.experts_per_token * layers * record

@@ -29,6 +29,7 @@ MECHANISMS = (
     Mechanism("overlap of reads and products", _stream(overlap=False)),
     Mechanism("expert cache", _stream(cache=False)),
     Mechanism("lookahead", _stream(lookahead=0)),
+    Mechanism("merged reads", _stream(merge=False)),
     Mechanism("expert-major prompts", lambda job: replace(job, prompt_chunk=1)),
     Mechanism("sparsity of one layer", lambda job: replace(job, dense_layer=0)),
 )

@@ -9,6 +9,7 @@ from headgate.errors import CheckpointError, UnsupportedModel
 from headgate.models.qwen3_5_moe import GRID, Qwen35Moe
 from headgate.models.qwen3_5_moe_config import Qwen35MoeConfig
 from headgate.models.qwen3_5_moe_state import State
+from headgate.models.routing import Routing
 from headgate.models.spec import ExpertSource, ModelConfig, Part, Role, TensorSpec
 from headgate.ops import Ops, Weight
 
@@ -19,6 +20,7 @@ __all__ = [
     "ModelConfig",
     "Part",
     "Role",
+    "Routing",
     "State",
     "TensorSpec",
     "load_model",
@@ -49,7 +51,11 @@ def parse_config(raw: dict[str, Any]) -> Qwen35MoeConfig:
 
 
 def load_model(
-    config: Qwen35MoeConfig, weights: Mapping[str, Weight], ops: Ops, experts_per_token: int
+    config: Qwen35MoeConfig,
+    weights: Mapping[str, Weight],
+    ops: Ops,
+    experts_per_token: int,
+    routing: Routing | None = None,
 ) -> Qwen35Moe:
     """The forward pass for a configuration."""
-    return Qwen35Moe(config, weights, ops, experts_per_token)
+    return Qwen35Moe(config, weights, ops, experts_per_token, routing)

@@ -23,6 +23,7 @@ import numpy as np
 from headgate.errors import HeadgateError
 from headgate.models.qwen3_5_moe_config import LINEAR, Qwen35MoeConfig
 from headgate.models.qwen3_5_moe_state import AttentionState, DeltaState, State
+from headgate.models.routing import NONE, Choice, Routing
 from headgate.models.spec import ExpertSource, Part
 from headgate.ops import Array, AttentionShape, DeltaShape, Ops, Weight
 from headgate.ops.weights import as_float
@@ -38,6 +39,7 @@ class Qwen35Moe:
     Args:
         weights: every tensor of ``config.dense_tensors()``.
         experts_per_token: routed experts; the trained number or fewer.
+        routing: what else is done to the router's choice; None for nothing.
     """
 
     def __init__(
@@ -46,8 +48,10 @@ class Qwen35Moe:
         weights: Mapping[str, Weight],
         ops: Ops,
         experts_per_token: int,
+        routing: Routing | None = None,
     ) -> None:
         self.config, self.ops, self.experts_per_token = config, ops, experts_per_token
+        self.routing = routing
         self._attention_shape = AttentionShape(
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
@@ -105,7 +109,12 @@ class Qwen35Moe:
         return State(layers)
 
     def forward(
-        self, ids: Sequence[int], state: State, experts: ExpertSource, all_logits: bool = False
+        self,
+        ids: Sequence[int],
+        state: State,
+        experts: ExpertSource,
+        all_logits: bool = False,
+        drawn: bool = False,
     ) -> Array:
         """Append tokens to a sequence.
 
@@ -114,11 +123,12 @@ class Qwen35Moe:
             state: changed in place.
             experts: where the routed experts come from.
             all_logits: logits of every token instead of the last alone.
+            drawn: the tokens are of an answer; see :class:`Part`.
 
         Returns:
             logits [1, vocab], or [T, vocab].
         """
-        part = Part(ids, state)
+        part = Part(ids, state, drawn=drawn)
         (logits,) = self.forward_many([part], experts, all_logits)
         if part.error is not None:
             raise part.error
@@ -254,8 +264,14 @@ class Qwen35Moe:
     ) -> Array:
         ops = self.ops
         logits, gate = ops.linear(h, layer["mlp.gate"], layer["mlp.shared_expert_gate"], exact=True)
-        ids, weights = ops.route(logits, self.experts_per_token)
-        request = experts.request(number, ids)
+        if self.routing is None:
+            ids, weights = ops.route(logits, self.experts_per_token)
+            wanted: tuple[Any, ...] = (ids,)
+        else:
+            choice = self._choose(self.routing, logits, number, experts, parts)
+            ids, weights = choice.ids, choice.weights
+            wanted = (ids,) if choice.fine is None else (ids, choice.fine)
+        request = experts.request(number, *wanted)
         single = len(ids) == len(parts)  # one token of each sequence
         if single and experts.wants_suggestions and number + 1 < len(self._layers):
             self._suggest(x, number + 1, experts)
@@ -271,7 +287,21 @@ class Qwen35Moe:
             if len(parts) == 1:
                 parts[0].error = error
                 return base
-        return self._apart(number, experts, parts, (ids, h, weights, base))
+        return self._apart(number, experts, parts, (h, weights, base, *wanted))
+
+    def _choose(
+        self,
+        routing: Routing,
+        logits: Array,
+        number: int,
+        experts: ExpertSource,
+        parts: Sequence[Part],
+    ) -> Choice:
+        # Forced tokens of an answer come several at a time, as those of a prompt do.
+        drawn = [part.drawn and len(part.ids) == 1 for part in parts for _ in part.ids]
+        return routing.choose(
+            self.ops, logits, np.array(drawn), lambda ids: experts.holds(number, ids)
+        )
 
     def _apart(
         self,
@@ -284,10 +314,11 @@ class Qwen35Moe:
         behind, with rows of no meaning."""
         sizes, out = [len(part.ids) for part in parts], []
         pieces = zip(*(self._split(array, sizes) for array in arrays), strict=True)
-        for part, (ids, h, weights, base) in zip(parts, pieces, strict=True):
+        for part, (h, weights, base, *wanted) in zip(parts, pieces, strict=True):
             if part.error is None:
                 try:
-                    out.append(experts.compute(experts.request(number, ids), h, weights, base))
+                    request = experts.request(number, *wanted)
+                    out.append(experts.compute(request, h, weights, base))
                     continue
                 except HeadgateError as error:
                     part.error = error
@@ -299,10 +330,13 @@ class Qwen35Moe:
         layer, ops = self._layers[number], self.ops
         h = ops.rms_norm(x, layer["post_attention_layernorm"], self.config.rms_norm_eps)
         (logits,) = ops.linear(h, layer["mlp.gate"], exact=True)
-        ids = ops.route(logits, self.experts_per_token)[0]
+        if self.routing is None:
+            ids = ops.route(logits, self.experts_per_token)[0]
+        else:
+            ids = self.routing.guess(ops, logits)
         # Every sequence's likeliest first, each expert once.
         ranked = list(dict.fromkeys(ids.T.ravel().tolist()))
-        experts.suggest(number, np.array(ranked, np.int32))
+        experts.suggest(number, np.array([e for e in ranked if e != NONE], np.int32))
 
 
 #: (part, position of its first token, its first row, the row behind its last) -> rows

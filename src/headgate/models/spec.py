@@ -102,6 +102,7 @@ class Part:
         marks: positions in the sequence, behind one of these tokens each, after which
             what cannot be told from a later state is copied.
         marked: position -> layer -> the copies.
+        drawn: these tokens are of an answer, not of a prompt.
         error: set by the pass if the experts of these tokens could not be read. The state
             is of no use then.
     """
@@ -111,17 +112,26 @@ class Part:
     marks: tuple[int, ...] = ()
     marked: dict[int, dict[int, tuple[Any, ...]]] = field(default_factory=dict)
     error: HeadgateError | None = None
+    drawn: bool = False
 
 
 class ExpertSource(Protocol):
     """Where a forward pass gets its routed experts from."""
 
-    def request(self, layer: int, ids: npt.NDArray[np.int32]) -> Any:
+    def request(
+        self, layer: int, ids: npt.NDArray[np.int32], fine: npt.NDArray[np.bool_] | None = None
+    ) -> Any:
         """Say which experts a layer needs, so that reading them can begin.
 
         Args:
-            ids: [T, K], the routed experts of each token.
+            ids: [T, K], the routed experts of each token; -1 for none.
+            fine: [T, K], those wanted at the higher of two precisions; only given if
+                routing marks them.
         """
+
+    def holds(self, layer: int, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+        """[K], which experts of a layer are in memory; only asked if routing prefers
+        those."""
 
     @property
     def wants_suggestions(self) -> bool:

@@ -62,6 +62,22 @@ class AffineMatrix:
     group_size: int
     half: Half = "bf16"
 
+    def split(self, row: int) -> tuple[AffineMatrix, AffineMatrix]:
+        """The rows before ``row``, and the others."""
+        first, second = (
+            AffineMatrix(
+                self.codes[part],
+                self.scales[part],
+                self.biases[part],
+                self.columns,
+                self.bits,
+                self.group_size,
+                self.half,
+            )
+            for part in (slice(row), slice(row, None))
+        )
+        return first, second
+
 
 def served(bits: int) -> tuple[int, ...]:
     """The precisions at which codes of ``bits`` bits can be read."""

@@ -109,7 +109,8 @@ def create_app(assistant: Assistant, options: ServerOptions | None = None) -> Fa
     """The application that serves ``assistant``.
 
     Its ``state.stopping``, a :class:`threading.Event`, is set when the server is about to
-    stop: new requests are then refused and endless streams end.
+    stop: new requests are then refused and endless streams end. Its ``state.cut_short()``
+    ends answers that are still under way; their clients are told why.
     """
     options = options or ServerOptions()
     app = FastAPI(
@@ -118,7 +119,7 @@ def create_app(assistant: Assistant, options: ServerOptions | None = None) -> Fa
         docs_url=None,  # they load scripts from elsewhere
         redoc_url=None,
     )
-    app.state.stopping = threading.Event()
+    app.state.stopping, app.state.cut_short = threading.Event(), assistant.close
     metrics = Metrics(lambda: figures(assistant))
     service = Service(assistant, metrics, options.keep_alive_s)
     app.include_router(_chat_routes(service))

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import signal
 import socket
 import threading
 from collections.abc import Callable
-from types import TracebackType
+from types import FrameType, TracebackType
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.datastructures import State
 
 from headgate.errors import ResourceError, UsageError
 from headgate.server.security import LOOPBACK_NAMES
 
 #: Seconds that answers under way get to finish when the server is told to stop.
 GRACE_S = 30
+#: Seconds to tell their clients that they have been cut short, before connections are closed.
+PARTING_S = 10
 
 
 def is_loopback(host: str) -> bool:
@@ -63,18 +67,30 @@ def url_of(listening: socket.socket) -> str:
 
 
 class _Server(uvicorn.Server):
-    """Tells the application before it begins to wait for open connections."""
+    """Tells the application before it begins to wait for open connections, and has it cut
+    answers short when that has taken long enough or at another signal."""
 
-    def __init__(self, config: uvicorn.Config, stopping: threading.Event) -> None:
+    def __init__(self, config: uvicorn.Config, state: State, grace_s: float) -> None:
         super().__init__(config)
-        self._stopping = stopping
+        self._state, self._cutting = state, False
+        self._timer = threading.Timer(grace_s, state.cut_short)
+        self._timer.daemon = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit and not self._cutting:
+            self._cutting = True
+            threading.Thread(target=self._state.cut_short, daemon=True).start()
+        else:
+            super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._stopping.set()
+        self._state.stopping.set()
+        self._timer.start()
         await super().shutdown(sockets)
+        self._timer.cancel()
 
 
-def _server(app: FastAPI, grace_s: int) -> _Server:
+def _server(app: FastAPI, grace_s: float) -> _Server:
     config = uvicorn.Config(
         app,
         lifespan="off",
@@ -83,19 +99,19 @@ def _server(app: FastAPI, grace_s: int) -> _Server:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=grace_s,
+        timeout_graceful_shutdown=math.ceil(grace_s + PARTING_S),
     )
-    return _Server(config, app.state.stopping)
+    return _Server(config, app.state, grace_s)
 
 
 def serve(
     app: FastAPI,
     listening: socket.socket,
     close: Callable[[], None],
-    grace_s: int = GRACE_S,
+    grace_s: float = GRACE_S,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; answers under way may then finish, at a second
-    SIGINT they may not.
+    """Serve until SIGINT or SIGTERM; answers under way may then finish. After ``grace_s``
+    seconds, or at a second signal, they are cut short, and their clients told so.
 
     Args:
         close: called at the end.
@@ -117,10 +133,12 @@ class BackgroundServer:
         url: where.
     """
 
-    def __init__(self, app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self, app: FastAPI, host: str = "127.0.0.1", port: int = 0, grace_s: float = 1
+    ) -> None:
         self._socket = listen(host, port)
         self.url = url_of(self._socket)
-        self._server = _server(app, 1)
+        self._server = _server(app, grace_s)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True
         )

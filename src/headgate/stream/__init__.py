@@ -4,6 +4,7 @@ from headgate.stream.cost_model import CostModel
 from headgate.stream.experts import ExpertStream
 from headgate.stream.options import StreamOptions, StreamStats
 from headgate.stream.policies import POLICIES, make_policy
+from headgate.stream.precision import Precision
 from headgate.stream.residency import LRU, Policy, Residency
 from headgate.stream.tuning import tuned
 
@@ -13,6 +14,7 @@ __all__ = [
     "CostModel",
     "ExpertStream",
     "Policy",
+    "Precision",
     "Residency",
     "StreamOptions",
     "StreamStats",

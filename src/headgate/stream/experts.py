@@ -10,20 +10,22 @@ order, so the result does not depend on what was in memory or which read was fir
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field
 from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
 
+from headgate.errors import UsageError
 from headgate.ops import Array, ExpertBatch, Ops
 from headgate.store import Store
 from headgate.stream.lookahead import Lookahead
 from headgate.stream.options import StreamOptions, StreamStats
 from headgate.stream.policies import make_policy
+from headgate.stream.precision import Precision
 from headgate.stream.reader import Read, RecordReader
 from headgate.stream.recorder import Recorder
+from headgate.stream.refine import Refinement
+from headgate.stream.request import Request
 from headgate.stream.residency import Residency
 
 #: Records of a layer that are read at a time. Enough to keep any drive busy; more would
@@ -31,35 +33,16 @@ from headgate.stream.residency import Residency
 MOST_READING = 32
 
 
-@dataclass
-class Request:
-    """The experts that one layer needs for a number of tokens.
-
-    Pairs (token, rank) are sorted by expert: expert ``experts[i]`` has the pairs
-    ``order[splits[i] : splits[i + 1]]``.
-    """
-
-    index: int
-    shape: tuple[int, int]
-    experts: list[int]
-    order: npt.NDArray[np.int32]
-    splits: npt.NDArray[np.int32]
-    resident: list[tuple[int, int]] = field(default_factory=list)  # (i, slot)
-    waiting: deque[int] = field(default_factory=deque)  # i, not submitted yet
-    reading: dict[int, Read] = field(default_factory=dict)  # by expert
-
-    def uses(self, i: int) -> int:
-        """Tokens that use expert ``experts[i]``."""
-        return int(self.splits[i + 1] - self.splits[i])
-
-
 class ExpertStream:
     """Routed experts of one store.
 
     Args:
         slots: experts that the cache holds, at least 1.
-        bits: precision to read experts at.
+        bits: precision to read experts at; its highest is that of a slot.
         recorder: told of every request; shares nothing else with the stream.
+
+    Raises:
+        UsageError: a recorder, and more than one precision: a trace has none.
     """
 
     def __init__(
@@ -67,43 +50,57 @@ class ExpertStream:
         store: Store,
         ops: Ops,
         slots: int,
-        bits: int,
+        bits: int | Precision,
         options: StreamOptions | None = None,
         recorder: Recorder | None = None,
     ) -> None:
-        self.store, self.ops, self.bits = store, ops, bits
+        self.store, self.ops = store, ops
+        self.precision = Precision.of(bits)
+        self.bits = self.precision.high
+        if self.precision.mixed and recorder is not None:
+            raise UsageError(
+                "a route trace cannot hold experts that are read at several precisions"
+            )
         self.options = options or StreamOptions()
         self.stats = StreamStats()
         policy = make_policy(self.options.policy, slots)
         make = Residency if recorder is None else recorder.residency
         self.residency, self._recorder = make(slots, policy), recorder
-        self.reader = RecordReader(store, slots, bits, self.options)
-        self.ahead = Lookahead(self.residency, self.reader, self.stats, self.options.lookahead)
-        self._kernel = ops.expert_kernel(store.layout, bits)
+        self.reader = RecordReader(store, slots, self.bits, self.options)
+        self.ahead = Lookahead(
+            self.residency, self.reader, self.stats, self.options.lookahead, self.precision.low
+        )
+        self._refine: Refinement | None = None
+        if self.precision.refine and self.options.cache:
+            self._refine = Refinement(self.residency, self.reader, self.stats, self.precision)
+        self._sizes = {b: store.layout.prefix_bytes(b) for b in self.precision.all}
+        self._kernels = {b: ops.expert_kernel(store.layout, b) for b in self.precision.all}
         self._index_of = {layer: i for i, layer in enumerate(store.manifest.layers)}
         self._open: Request | None = None
         if recorder is not None:
             recorder.begin(self)
 
-    def request(self, layer: int, ids: npt.NDArray[np.int32]) -> Request:
+    def request(
+        self, layer: int, ids: npt.NDArray[np.int32], fine: npt.NDArray[np.bool_] | None = None
+    ) -> Request:
         """Start reading the experts of ``layer`` that are not in memory.
 
         Args:
-            ids: int32 [T, K].
+            ids: int32 [T, K]; -1 for none, whose weight is 0.
+            fine: bool [T, K], those wanted at the higher precision; none if not given.
         """
         began = perf_counter()
         if self._open is not None:  # its caller was interrupted before computing
             self._abandon(self._open)
         if self._recorder is not None:
             self._recorder.requested(self._index_of[layer], ids)
-        flat, index = ids.ravel(), self._index_of[layer]
-        order = np.argsort(flat, kind="stable").astype(np.int32)
-        experts, starts = np.unique(flat[order], return_index=True)
-        splits = np.append(starts, len(flat)).astype(np.int32)
-        request = Request(index, (ids.shape[0], ids.shape[1]), experts.tolist(), order, splits)
-        self._open = request
+        index = self._index_of[layer]
+        request = self._open = Request.of(index, ids)
+        if self.precision.mixed:
+            request.want(fine, self.precision)
         if index == 0:
             self.residency.advance(len(ids))
+            self.stats.tokens += len(ids)
         under_way = self.ahead.claim(index, request.experts, len(ids))
         for i, expert in enumerate(request.experts):
             slot = self.residency.hit((index, expert), request.uses(i))
@@ -113,11 +110,23 @@ class ExpertStream:
                 request.waiting.append(i)
             else:
                 request.resident.append((i, slot))
+        missing = len(request.waiting) + len(under_way)
+        if request.bits is not None:
+            missing += self._upgrade(request)
         self.stats.hits += len(request.resident)
-        self.stats.misses += len(request.waiting) + len(under_way)
+        self.stats.misses += missing
+        self.stats.wanted_bytes += request.nbytes(self._sizes)
         self._submit(request)
+        if self._refine is not None:
+            self._refine.submit()
         self.stats.keep_s += perf_counter() - began
         return request
+
+    def holds(self, layer: int, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+        """bool [K], which of the experts ``ids`` [K] of ``layer`` are in memory, or on
+        their way there."""
+        index = self._index_of[layer]
+        return np.array([(index, expert) in self.residency for expert in ids.tolist()], np.bool_)
 
     def suggest(self, layer: int, ids: npt.NDArray[np.int32]) -> None:
         """Experts that ``layer`` will probably need, likeliest first: they are read
@@ -143,12 +152,16 @@ class ExpertStream:
         began, stats = perf_counter(), self.stats
         waited, computed = stats.wait_s, stats.compute_s
         tokens, k = request.shape
-        y = self.ops.empty(tokens * k, self.store.manifest.experts.hidden_size)
+        # Rows of pairs without an expert are added too, with weight 0.
+        make = self.ops.zeros if request.splits[0] else self.ops.empty
+        y = make(tokens * k, self.store.manifest.experts.hidden_size)
         try:
             ready = request.resident
             if self.options.overlap:
                 self._multiply(request, ready, x, y)
                 ready = []
+            if self._refine is not None:
+                ready += self._take(request, self.reader.wait(block=False))
             while request.reading or request.waiting:
                 ready += self._wait(request)
                 blocked = not request.reading and bool(request.waiting)
@@ -182,7 +195,8 @@ class ExpertStream:
             if slot is None:
                 break
             request.waiting.popleft()
-            read = request.reading[expert] = Read(key, slot)
+            bits = request.wants[i] if request.wants else 0
+            read = request.reading[expert] = Read(key, slot, bits)
             reads.append(read)
         if reads:
             self.reader.submit(reads)
@@ -194,33 +208,78 @@ class ExpertStream:
             began = perf_counter()
             done = self.reader.wait()
             self.stats.wait_s += perf_counter() - began
+        return self._take(request, done)
+
+    def _take(self, request: Request, done: list[tuple[Read, int]]) -> list[tuple[int, int]]:
         ready = []
         for read, nbytes in done:
             self.stats.bytes_read += nbytes
             mine = read.key[0] == request.index and request.reading.get(read.key[1]) == read
             if not mine:
-                self.ahead.complete(read)
+                if self._refine is not None and read.key in self._refine:
+                    self._refine.complete(read)
+                else:
+                    self.ahead.complete(read)
                 continue
             self.reader.check(read)
+            i = request.experts.index(read.key[1])
+            if self._short(request, i, read.slot):  # read ahead, and not all that is wanted
+                self._complete_record(request, i, read.slot)
+                continue
             del request.reading[read.key[1]]
-            ready.append((request.experts.index(read.key[1]), read.slot))
+            ready.append((i, read.slot))
         return ready
+
+    def _short(self, request: Request, i: int, slot: int) -> bool:
+        """Whether ``slot`` holds too little of the i-th expert."""
+        return request.bits is not None and self.reader.bits_in[slot] < request.wants[i]
+
+    def _upgrade(self, request: Request) -> int:
+        """Have what is in memory at fewer bits than wanted completed; how many those are."""
+        enough = []
+        for i, slot in request.resident:
+            if self._short(request, i, slot):
+                self._complete_record(request, i, slot)
+                continue
+            enough.append((i, slot))
+            if self._refine is not None and self.reader.bits_in[slot] < self.bits:
+                self._refine.want((request.index, request.experts[i]))
+        found = len(request.resident) - len(enough)
+        request.resident = enough
+        self.stats.upgrades += found
+        return found
+
+    def _complete_record(self, request: Request, i: int, slot: int) -> None:
+        key = (request.index, request.experts[i])
+        read = None if self._refine is None else self._refine.claim(key)
+        if read is None:
+            read = Read(key, slot, self.precision.high, self.precision.low)
+            self.reader.submit([read])
+        request.reading[request.experts[i]] = read
 
     def _multiply(
         self, request: Request, experts: list[tuple[int, int]], x: Array, y: Array
     ) -> None:
         if not experts:
+            if self._refine is not None:
+                self._refine.settle()
             return
         began = perf_counter()
-        parts = [request.order[request.splits[i] : request.splits[i + 1]] for i, _ in experts]
-        pairs = np.concatenate(parts)
-        splits = np.zeros(len(parts) + 1, np.int32)
-        np.cumsum([len(part) for part in parts], out=splits[1:])
-        offsets = [slot * self.reader.record_bytes for _, slot in experts]
-        batch = ExpertBatch(offsets, splits, pairs // request.shape[1], pairs)
-        self._kernel(self.reader.memory, batch, x, y)
+        here = None if self._refine is None else self.reader.bits_in
+        for bits, chosen in request.by_precision(experts, self.precision, here).items():
+            parts = [pairs for _, pairs in chosen]
+            pairs = np.concatenate(parts)
+            splits = np.zeros(len(parts) + 1, np.int32)
+            np.cumsum([len(part) for part in parts], out=splits[1:])
+            offsets = [slot * self.reader.record_bytes for slot, _ in chosen]
+            batch = ExpertBatch(offsets, splits, pairs // request.shape[1], pairs)
+            self._kernels[bits](self.reader.memory, batch, x, y)
         for i, _ in experts:
-            self.residency.unpin((request.index, request.experts[i]))
+            key = (request.index, request.experts[i])
+            if self._refine is None or key not in self._refine:
+                self.residency.unpin(key)
+        if self._refine is not None:
+            self._refine.settle()
         self.stats.compute_s += perf_counter() - began
 
     def _forget(self, request: Request) -> None:
@@ -232,6 +291,8 @@ class ExpertStream:
         """Leave the stream usable after an error or an interrupt."""
         self.reader.drain()
         self.ahead.abandon()
+        if self._refine is not None:
+            self._refine.abandon()
         for expert in request.reading:
             self.residency.forget((request.index, expert))
         for expert in request.experts:

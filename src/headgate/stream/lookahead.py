@@ -63,13 +63,19 @@ class Lookahead:
 
     Args:
         most: experts that may be on their way at a time; 0 for no lookahead at all.
+        bits: to read; all that the reader reads if 0.
     """
 
     def __init__(
-        self, residency: Residency, reader: RecordReader, stats: StreamStats, most: int
+        self,
+        residency: Residency,
+        reader: RecordReader,
+        stats: StreamStats,
+        most: int,
+        bits: int = 0,
     ) -> None:
         self._residency, self._reader, self._stats = residency, reader, stats
-        self._most = most
+        self._most, self._bits = most, bits
         # How much a layer has to do depends on the tokens: each number is tried by itself.
         self._trials = {tokens: Trial() for tokens in range(1, MOST_TOKENS + 1)}
         self._tokens = 1  # of the last request
@@ -95,7 +101,7 @@ class Lookahead:
             slot = self._residency.place(key, uses=0)
             if slot is None:
                 break
-            reads.append(Read(key, slot))
+            reads.append(Read(key, slot, self._bits))
         if reads:
             self._under_way.update((read.key, read) for read in reads)
             self._stats.ahead_reads += len(reads)

@@ -3,8 +3,10 @@ there so that a benchmark can turn one mechanism off at a time."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from headgate.stream.cost_model import CostModel
 
 ReadMode = Literal["auto", "direct", "buffered", "mmap"]
 
@@ -23,7 +25,10 @@ class StreamOptions:
             measures faster than not; 0 for never.
         chunk_bytes, depth: size and number of the reads in flight; 0 for the cost model's
             choice, or the queue's own where the drive has not been probed.
+        merge: neighbouring records that are missing together are one read where the cost
+            model says that this is faster.
         throttle: bytes per second that reads are limited to; 0 for no limit.
+        drive: the cost model that reads are merged by; filled in, not chosen.
     """
 
     read_mode: ReadMode = "auto"
@@ -33,7 +38,9 @@ class StreamOptions:
     lookahead: int = 8
     chunk_bytes: int = 0
     depth: int = 0
+    merge: bool = True
     throttle: float = 0.0
+    drive: CostModel | None = field(default=None, compare=False)
 
 
 @dataclass
@@ -42,11 +49,15 @@ class StreamStats:
 
     Attributes:
         hits, misses: routed experts found in memory, and read, or still being read.
-        bytes_read: of all reads, lookahead included.
+        bytes_read: of all reads, those ahead and what lies between merged ones included.
         layers, stalls: requests computed, and those that had to wait for a read.
         wait_s: blocked on reads. compute_s: multiplying experts. keep_s: deciding,
             submitting, checking checksums, adding up.
         ahead_reads, ahead_used: experts read ahead, and those of them then routed to.
+        upgrades: of the misses, experts that were in memory at fewer bits than wanted.
+        refined: experts whose remaining bits were read in the background.
+        tokens, wanted_bytes: tokens that were routed, and what their experts take at the
+            bits that each wants them at, as if nothing were kept or shared.
     """
 
     hits: int = 0
@@ -59,3 +70,7 @@ class StreamStats:
     keep_s: float = 0.0
     ahead_reads: int = 0
     ahead_used: int = 0
+    upgrades: int = 0
+    refined: int = 0
+    tokens: int = 0
+    wanted_bytes: int = 0

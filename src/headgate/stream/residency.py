@@ -71,6 +71,14 @@ class Residency:
         self._policy.admit(key, uses)
         return slot
 
+    def slot(self, key: Key) -> int | None:
+        """The slot of ``key`` if it is resident, which does not count as a use."""
+        return self._slot_of.get(key)
+
+    def pin(self, key: Key) -> None:
+        """``key``, which is resident, must not be evicted."""
+        self._pinned.add(key)
+
     def unpin(self, key: Key) -> None:
         """``key`` may be evicted again."""
         self._pinned.discard(key)

@@ -15,6 +15,7 @@ from headgate.server.app import create_app
 from tests.conftest import DemoStore
 from tests.server.fake_backend import serving
 from tests.server.page.browsing import Watched, ask, button, content, done, open_setup
+from tests.server.samples import REPORT, RESULT
 
 REQUEST = "Please get the weather forecast in Paris."
 
@@ -60,13 +61,13 @@ def test_ask_stop_call_a_tool_and_reload(browser: Browser, server: str) -> None:
         call = answer.locator(".call")
         expect(call.locator(".function")).to_have_text("get_weather")
         assert json.loads(call.locator(".arguments").text_content() or "") == {"city": "Paris"}
-        page.get_by_label("Result of get_weather").fill('{"temperature": 7}')
+        page.get_by_label("Result of get_weather").fill(RESULT)
         page.keyboard.press("Enter")
         expect(page.locator(".answer")).to_have_count(2)
         said = content(done(page.locator(".answer").last)).text_content()
-        assert said
+        assert said == REPORT
 
         page.reload()
         expect(page.locator(".user .text")).to_have_text(REQUEST)
-        expect(page.locator(".call .result")).to_have_text('{"temperature": 7}')
+        expect(page.locator(".call .result")).to_have_text(RESULT)
         expect(content(page.locator(".answer").last)).to_have_text(said)
