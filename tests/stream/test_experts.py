@@ -99,7 +99,7 @@ def test_request_whose_caller_was_interrupted_is_forgotten(demo_store: DemoStore
     assert np.array_equal(stream.compute(stream.request(3, ids), x, weights, x), expected)
 
 
-@pytest.mark.parametrize("slots", [9, 24, 80])
+@pytest.mark.parametrize("slots", [9, 24, 40])
 def test_lookahead_changes_reads_but_not_the_text(demo_store: DemoStore, slots: int) -> None:
     prompt = [1, 50, 300, 77]
     texts, streams = [], []

@@ -114,7 +114,7 @@ def test_a_conversation_in_a_terminal(
     terminal.expect(re.escape(ANSWER) + r"\s+>")
     terminal.type(f"{PARIS}\r")
     terminal.expect(r'run get_weather\(city="Paris"\)\?')
-    terminal.expect(r"always for get_weather in this session \(no\): ")
+    terminal.expect(r"always for get_weather in this session \(no\):")
     terminal.type("y\r")
     terminal.expect(r"Done\. The reference is RGABz\.\s+>")
     terminal.type("/stats\r")

@@ -27,6 +27,7 @@ from headgate.measure.bench_job import Job
 from headgate.measure.report import text
 from headgate.paths import cache_folder
 from headgate.store import Store
+from headgate.stream.profile import ENGINE_KNOBS, STREAM_KNOBS
 
 lab = typer.Typer(
     help="Try what is faster: interleaved experiments, a ledger of all of them, a search.",
@@ -225,8 +226,8 @@ def search(
     before = Subject(parse_knobs(baseline or []))
     protocol = _protocol(opened, metric, prompt_length, generation_length, cold, memory, routes,
                          greedy, pairs, min_gain, seed)  # fmt: skip
-    if not claims_exactness(Subject(), before):
-        raise UsageError("a profile holds no lossy knob, so the baseline of a search has none")
+    if unfit := sorted(set(before.knobs) - {*ENGINE_KNOBS, *STREAM_KNOBS}):
+        raise UsageError(f"a profile cannot hold {unfit[0]}, so no baseline of a search has it")
     names = None if knobs is None else [word.strip() for word in knobs.split(",")]
     space = knob_space(opened, names)
     book = Ledger(ledger or default_ledger(), _note)

@@ -68,14 +68,23 @@ class MarkdownBlock(markdown.Markdown):
         self.parsed = _parser().parse(source, {} if env is None else env)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Without the blank lines that some elements have around them."""
+        """Without blank lines around it, and without spaces at the ends of lines."""
         segments = cast(Iterable[Segment], super().__rich_console__(console, options))
         lines = list(Segment.split_lines(segments))
         while lines and not _has_text(lines[-1]):
             lines.pop()
         for line in dropwhile(lambda line: not _has_text(line), lines):
-            yield from line
+            yield from _stripped(line)
             yield Segment.line()
+
+
+def _stripped(line: list[Segment]) -> list[Segment]:
+    kept = list(line)
+    while kept and not kept[-1].text.strip(" "):
+        kept.pop()
+    if kept:
+        kept[-1] = Segment(kept[-1].text.rstrip(" "), kept[-1].style)
+    return kept
 
 
 def _has_text(line: Iterable[Segment]) -> bool:
