@@ -16,8 +16,9 @@ from headgate.chat import Content
 from headgate.engine import Sampling
 from headgate.errors import PromptTooLong, UsageError
 from headgate.terminal import Chat, ChatOptions, LocalTool, Toolbox
-from headgate.terminal.chat import DECLINED, INTERRUPTED, NOT_RUN
+from headgate.terminal.chat import DECLINED, INTERRUPTED
 from headgate.terminal.commands import Commands, Leave
+from headgate.terminal.conversation import NOT_RUN
 from tests.server.conftest import record_tickets
 from tests.server.samples import ANSWER, ASK_BOTH, ENDLESS, PARIS, QUESTION, WEATHER
 from tests.terminal.parts import Person, Screen
@@ -266,6 +267,8 @@ def test_save_does_not_overwrite_without_asking(assistant: Assistant, tmp_path: 
     for bad in (tmp_path, tmp_path / "no" / "folder"):
         with pytest.raises(UsageError, match="cannot write"):
             commands.run(f"/save {bad}")
+    with pytest.raises(UsageError, match="cannot have that character"):
+        commands.run("/load a\0b")
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 

@@ -41,11 +41,6 @@ main()
 """
 
 
-def piped(*args: object, stdin: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "headgate", "chat", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, input=stdin)
-
-
 class Terminal:
     """A process in a terminal of 80 by 24."""
 
@@ -114,7 +109,7 @@ def test_a_conversation_in_a_terminal(
     terminal.expect(re.escape(ANSWER) + r"\s+>")
     terminal.type(f"{PARIS}\r")
     terminal.expect(r'run get_weather\(city="Paris"\)\?')
-    terminal.expect(r"always for get_weather in this session \(no\):")
+    terminal.expect(r"\[a\]lways for get_weather in this session \(no\):")
     terminal.type("y\r")
     terminal.expect(r"Done\. The reference is RGABz\.\s+>")
     terminal.type("/stats\r")
@@ -152,28 +147,11 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(
     assert terminal.close() == 0 and "Traceback" not in terminal.text
 
 
-def test_lines_from_a_pipe_are_answered_plainly(demo_store: DemoStore) -> None:
-    script = f"{QUESTION}\n\n/system Be\\\nbrief.\n/undo\n{QUESTION}\n"
-    done = piped(demo_store(), "--context", 512, stdin=script)
-    assert (done.returncode, done.stdout) == (0, f"{ANSWER}\n{ANSWER}\n")
-    notes = ["system message: Be\nbrief.", f"taken back: {QUESTION}"]
-    assert done.stderr == "\n".join(notes) + "\n"
-
-
-def test_tools_in_a_pipe_run_if_they_are_allowed(demo_store: DemoStore, tmp_path: Path) -> None:
-    tools = tmp_path / "tools.py"
-    tools.write_text(TOOLS)
-    args = (demo_store(), "--context", 512, "--tools", tools)
-    allowed = piped(*args, "--allow", "get_weather", stdin=PARIS)
-    assert (allowed.returncode, allowed.stdout) == (0, "Done. The reference is RGABz.\n")
-    refused = piped(*args, stdin=PARIS)
-    assert refused.returncode == 0 and "RGABz" not in refused.stdout
-    assert 'get_weather(city="Paris") was not run' in refused.stderr
-
-
-def test_a_script_ends_at_its_first_error(demo_store: DemoStore) -> None:
-    done = piped(demo_store(), "--context", 512, stdin=f"/load /no/file\n{QUESTION}\n")
-    assert (done.returncode, done.stdout) == (2, "")
+def test_lines_from_a_pipe_are_answered_plainly_up_to_an_error(demo_store: DemoStore) -> None:
+    script = f"{QUESTION}\n/load /no/file\n{QUESTION}\n"
+    command = [sys.executable, "-m", "headgate", "chat", str(demo_store()), "--context", "512"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, input=script)
+    assert (done.returncode, done.stdout) == (2, f"{ANSWER}\n")
     assert done.stderr == "headgate: error: cannot read /no/file: No such file or directory\n"
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from headgate.chat import ToolCall
 from headgate.errors import UsageError
-from headgate.terminal.conversation import Conversation, read_messages
+from headgate.terminal.conversation import NOT_RUN, Conversation, read_messages
 
 USER = {"role": "user", "content": "hello"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
@@ -75,7 +75,7 @@ def test_any_text_survives_a_file(tmp_path: Path) -> None:
     conversation, path = Conversation(), tmp_path / "chat.json"
     conversation.ask('quotes " \\ \n tabs \t grüße 日本 \u2028 \x1b[31m')
     conversation.answer("é", "", [ToolCall("f", {"x": "日本"})])
-    conversation.close_calls("none")
+    conversation.close_calls()
     conversation.save(path)
     again = Conversation()
     again.load(path)
@@ -88,8 +88,15 @@ def test_calls_are_closed_once() -> None:
     ids = conversation.answer("", "", [ToolCall("f", {}), ToolCall("g", {})])
     conversation.result(ids[0], "done")
     for _ in range(2):
-        conversation.close_calls("not run")
-    assert [m["content"] for m in conversation.messages[2:]] == ["done", "not run"]
+        conversation.close_calls()
+    assert [m["content"] for m in conversation.messages[2:]] == ["done", NOT_RUN]
+
+
+def test_a_file_that_ends_in_a_call_can_go_on(tmp_path: Path) -> None:
+    path, conversation = tmp_path / "chat.json", Conversation()
+    path.write_text(json.dumps([USER, {"role": "assistant", "tool_calls": [CALL]}]))
+    conversation.load(path)
+    assert conversation.messages[-1] == {"role": "tool", "tool_call_id": "c1", "content": NOT_RUN}
 
 
 def test_a_dropped_question_can_be_asked_again_or_forgotten() -> None:

@@ -75,7 +75,7 @@ class Calibration:
 
     Attributes:
         crc32c: of the whole file; part of what determines a store.
-        tokens: that each layer saw.
+        group_size: of the experts' format.
     """
 
     path: Path
@@ -104,7 +104,7 @@ class Calibration:
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror}") from None
         e, h, i = config.num_experts, config.hidden_size, config.moe_intermediate_size
-        allowed = {
+        allowed: dict[str, tuple[str, list[tuple[int, ...]]]] = {
             "tokens": ("I32", [(e,)]),
             "inputs": ("F32", [(e, h, h), (h, h), (h,)]),
             "hidden": ("F32", [(e, i, i), (e, i)]),

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from headgate.convert.calibration import Calibration
 from headgate.convert.checkpoint import Checkpoint, require_float
 from headgate.convert.names import Names, Shape, check_shapes, dense_shape, expert_shapes
 from headgate.convert.source import CodedTensor, ConvertOptions, PlainTensor, Tensors
@@ -82,7 +83,7 @@ class MlxSource:
         packing = self._one_packing(list(experts))
         self.kind = f"MLX affine, {packing}"
         self.notes: list[str] = []
-        self.calibration = None
+        self.calibration: Calibration | None = None
         self.experts = ExpertFormat(
             config.hidden_size,
             config.moe_intermediate_size,

@@ -64,8 +64,8 @@ class Processes:
         for path in self.store.path.rglob("*"):
             with suppress(OSError):
                 drop_cache(path)
-        times, result = self._run(WORKER, job, subject, protocol)
-        return _sample(times, result, protocol, job["lengths"])
+        seconds, result = self._run(WORKER, job, subject, protocol)
+        return _sample(seconds, result, protocol, job["lengths"])
 
     def quality(self, subject: Subject, protocol: Protocol) -> dict[str, dict[str, bool | None]]:
         """Answers to the quality suites, see :data:`headgate.lab.experiment.Quality`.
@@ -118,7 +118,7 @@ class Processes:
             timer = threading.Timer(protocol.timeout_s, _stop, (process, late))
             timer.start()
             try:
-                times, result = _listen(process, job)
+                seconds, result = _listen(process, job)
             finally:
                 timer.cancel()
                 _stop(process, None)
@@ -130,19 +130,29 @@ class Processes:
                 raise ResourceError(_death(process.returncode, stderr.read()))
         if result["at"] == "error":
             raise _error(str(result["kind"]), str(result["message"]))
-        return times, result
+        return seconds, result
 
 
 def _listen(
     process: subprocess.Popen[str], job: Mapping[str, Any]
 ) -> tuple[dict[str, float], dict[str, Any] | None]:
-    """When the process said that it was where, and its last word. Its stdin stays open:
-    it ends when that is closed."""
+    """Seconds of each part, and the process's last word.
+
+    A part begins when the process is told to go on, and ends when its next line is here.
+    That this process is late can only make a part longer, never shorter. Stdin stays open:
+    the process ends when that is closed.
+    """
     assert process.stdin is not None and process.stdout is not None
-    times: dict[str, float] = {}
-    with suppress(BrokenPipeError):
-        process.stdin.write(json.dumps(job) + "\n")
-        process.stdin.flush()
+    seconds: dict[str, float] = {}
+    part, began = "", 0.0
+
+    def send(words: str) -> None:
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):
+            process.stdin.write(words + "\n")
+            process.stdin.flush()
+
+    send(json.dumps(job))
     for line in process.stdout:
         now = perf_counter()
         try:
@@ -151,9 +161,12 @@ def _listen(
         except (ValueError, KeyError, TypeError):
             continue  # something that a library prints
         if at in ("result", "error"):
-            return times, event
-        times.setdefault(at, now)
-    return times, None
+            return seconds, event
+        if part:
+            seconds[part] = now - began
+        part, began = at, perf_counter()
+        send("")
+    return seconds, None
 
 
 def _stop(process: subprocess.Popen[str], late: threading.Event | None) -> None:
@@ -187,7 +200,7 @@ def _error(kind: str, message: str) -> HeadgateError:
 
 
 def _sample(
-    times: Mapping[str, float],
+    seconds: Mapping[str, float],
     result: Mapping[str, Any],
     protocol: Protocol,
     lengths: list[tuple[int, int]],
@@ -199,8 +212,7 @@ def _sample(
     """
     try:
         tokens: list[list[int]] = [[int(t) for t in chosen] for chosen in result["tokens"]]
-        prompt_s = times["decode"] - times["prompt"]
-        decode_s = times["end"] - times["decode"]
+        prompt_s, decode_s = seconds["prompt"], seconds["decode"]
     except (KeyError, TypeError, ValueError):
         raise ResourceError("its process did not report what was measured") from None
     if [len(chosen) for chosen in tokens] != [n for _, n in lengths]:

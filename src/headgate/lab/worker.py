@@ -1,5 +1,6 @@
 """One measured process. Started by :mod:`headgate.lab.process`, which hands it a job on
-stdin and takes the time: each line that this prints says where it is.
+stdin and takes the time: it starts a clock when it tells this to go on, and stops it at the
+next line that this prints.
 
 It is run as a file, so that a candidate's code is measured by the program that measures.
 """
@@ -32,17 +33,28 @@ def say(**event: Any) -> None:
 def main() -> None:
     """Do the job on stdin."""
     job = json.loads(sys.stdin.readline())
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=listen, daemon=True).start()
     try:
         say(at="result", **run(job))
     except HeadgateError as error:
         say(at="error", kind=type(error).__name__, message=str(error))
 
 
-def end_with_parent() -> None:
+#: Told once for each time that the process that measures says to go on.
+GO = threading.Semaphore(0)
+
+
+def listen() -> None:
     """The other end of stdin is closed when the process that measures is gone."""
-    os.read(sys.stdin.fileno(), 1)
+    for _ in sys.stdin:
+        GO.release()
     os._exit(1)
+
+
+def stop(at: str) -> None:
+    """Say where this is and wait for the clock to be started."""
+    say(at=at)
+    GO.acquire()
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
@@ -94,10 +106,10 @@ def _answer(
     """Tokens that the model chose, and seconds of each after the first."""
     session, sampler = engine.new_session(), Sampler(Sampling(), engine.allowed_tokens)
     if measured:
-        say(at="prompt")
+        stop("prompt")
     chosen = [sampler.choose(session.append(ids[:prompt]), session.tokens)]
     if measured:
-        say(at="decode")
+        stop("decode")
     seconds = []
     for given in ids[prompt:]:
         began = perf_counter()

@@ -277,7 +277,8 @@ class _Rows:
         """
         level = np.clip(np.rint(at[0]), self._cells[:, :1], self._cells[:, 1:])  # [cells, n]
         if len(level) == 1:
-            return level[0].astype(np.uint8)
+            only: Codes = level[0].astype(np.uint8)
+            return only
         error = np.square(at[0] - level)
         for each, middles, weight in zip(
             at[1:], self._middles, list(self._weights.values())[1:], strict=True

@@ -116,12 +116,17 @@ def serve(
     Args:
         close: called at the end.
     """
+    threads = set(threading.enumerate())
     # The server hands signals on when it has stopped; they have done their work then.
     before = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         _server(app, grace_s).run(sockets=[listening])
     finally:
         close()
+        # Those of the event loop are about to end. The interpreter must not overtake them:
+        # what they hold would be reported as leaked.
+        for thread in set(threading.enumerate()) - threads:
+            thread.join(1)
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -36,7 +36,6 @@ QUIET_S = 0.1
 
 DECLINED = "The user declined to run this function."
 INTERRUPTED = "The user interrupted this function."
-NOT_RUN = "This function was not run: the user stopped."
 
 
 class Moment(Enum):
@@ -158,7 +157,7 @@ class Chat:
                 pass
         finally:
             self.view.end()
-            self.conversation.close_calls(NOT_RUN)
+            self.conversation.close_calls()
             self.conversation.drop_unanswered()
 
     def _round(self) -> bool:

@@ -14,6 +14,9 @@ from headgate.errors import UsageError
 
 Message = dict[str, Any]
 
+#: The result of a call that has none, without which templates would not go on.
+NOT_RUN = "This function was not run: the user stopped."
+
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -61,13 +64,13 @@ class Conversation:
         """What a call has returned."""
         self.messages.append({"role": "tool", "tool_call_id": call_id, "content": text})
 
-    def close_calls(self, text: str) -> None:
-        """Give calls without a result this one, so that the conversation can go on."""
+    def close_calls(self) -> None:
+        """Give calls a result that have none, so that the conversation can go on."""
         answered = {m["tool_call_id"] for m in self.messages if m["role"] == "tool"}
         last = next((m for m in reversed(self.messages) if m["role"] != "tool"), None)
         for call in last.get("tool_calls", ()) if last else ():
             if call["id"] not in answered:
-                self.result(call["id"], text)
+                self.result(call["id"], NOT_RUN)
 
     def drop_unanswered(self) -> None:
         """Take back a question that got no answer; :meth:`rewind` can ask it again."""
@@ -126,7 +129,7 @@ class Conversation:
                 f.write(data)
             partial.replace(path)
         except (OSError, ValueError) as error:
-            partial.unlink(missing_ok=True) if "\0" not in str(path) else None
+            partial.unlink(missing_ok=True)
             raise UsageError(f"cannot write {path}: {_reason(error)}") from None
 
     def load(self, path: Path) -> None:
@@ -140,6 +143,7 @@ class Conversation:
         self.system = "\n\n".join(text for text in system if text)
         self.messages = [m for m in messages if m["role"] != "system"]
         self.dropped = None
+        self.close_calls()
 
 
 def read_messages(path: Path) -> list[Message]:
