@@ -309,6 +309,6 @@ def test_float32_that_overflows_bfloat16_is_refused(tmp_path: Path) -> None:
     "options",
     [{"expert_bits": 5}, {"dense_bits": 4}, {"group_size": 16}, {"threads": -1}],
 )
-def test_options_out_of_range_are_refused(options: dict[str, int]) -> None:
+def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         ConvertOptions(**options)

@@ -220,7 +220,7 @@ def test_one_precision_reads_whole_prefixes_and_multiplies_at_one(demo_store: De
         asked.extend(reads)
         submit(reads, *priority)
 
-    stream.reader.submit = watch  # type: ignore[method-assign]
+    stream.reader.submit = watch  # type: ignore[method-assign,assignment]
     ids, x, weights = inputs(2, 4, 3)
     request = stream.request(0, ids)
     found = stream.compute(request, x, weights, x)
