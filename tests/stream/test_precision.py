@@ -16,7 +16,7 @@ from headgate.errors import DamagedStore, UsageError
 from headgate.ops import ExpertBatch, Ops, load_ops
 from headgate.store import Store
 from headgate.stream import ExpertStream, Precision, StreamOptions
-from headgate.stream.reader import Read
+from headgate.stream.reader import BACKGROUND, DEMAND, Read, RecordReader
 from tests.conftest import DemoStore
 from tests.stream.test_experts import flip
 
@@ -236,3 +236,47 @@ def test_recording_is_refused(demo_store: DemoStore) -> None:
     store, ops = Store.open(demo_store(4, 8)), load_ops()
     with pytest.raises(UsageError, match="several precisions"):
         ExpertStream(store, ops, 8, Precision(2, 4), recorder=object())  # type: ignore[arg-type]
+
+
+def test_what_is_being_refined_stays_in_its_slot(demo_store: DemoStore) -> None:
+    """While others pass through the cache, and until it is multiplied at its new bits."""
+    store, ops = Store.open(demo_store(4, 8)), load_ops()
+    stream = mixed(store, ops, 8, refine=True)
+    submit, held = stream.reader.submit, []
+
+    def watch(reads: list[Read], priority: int = DEMAND) -> None:
+        if priority == DEMAND:
+            submit(reads)
+        else:
+            held.extend(reads)  # the drive is never idle
+
+    stream.reader.submit = watch  # type: ignore[method-assign]
+    ids, x, weights = inputs(1, 2, 9)
+    for _ in range(2):
+        coarse = stream.compute(stream.request(0, ids), x, weights, x)
+    assert sorted(read.key[1] for read in held) == sorted(ids[0].tolist())
+    others = np.setdiff1d(np.arange(EXPERTS, dtype=np.int32), ids)[:30]
+    for other in others.reshape(-1, 1, 2):
+        stream.compute(stream.request(0, other), x, weights, x)
+        assert all(stream.residency.slot(read.key) == read.slot for read in held)
+    submit(held, BACKGROUND)
+    stream.reader.queue.drain()
+    found = stream.compute(stream.request(0, ids), x, weights, x)
+    exact = ops.combine(outputs(store, ops, 0, ids, x, 4), weights, x)
+    assert np.array_equal(found, exact) and not np.array_equal(found, coarse)
+    assert stream.stats.refined == 2
+    held.clear()
+    for other in others.reshape(-1, 1, 2):  # now they may go
+        stream.compute(stream.request(0, other), x, weights, x)
+    assert not any((0, int(expert)) in stream.residency for expert in ids[0])
+
+
+def test_only_reads_ahead_are_cancelled(demo_store: DemoStore) -> None:
+    store = Store.open(demo_store(4, 8))
+    reader = RecordReader(store, 4, 4, StreamOptions(throttle=1.0))
+    first, rest, ahead = Read((0, 1), 0), Read((0, 2), 1, 4, 2), Read((0, 3), 2, 2)
+    reader.submit([first])  # after it nothing is issued for hours
+    reader.submit([rest, ahead], BACKGROUND)
+    assert reader.cancel_background() == [ahead]
+    assert sorted(read.key for read in reader._reads.values()) == [first.key, rest.key]
+    reader.queue.close()

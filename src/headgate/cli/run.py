@@ -33,6 +33,7 @@ from headgate.demo import demo_store
 from headgate.engine import Engine, Generation, Sampling, parse_size
 from headgate.engine.budget import format_size, peak_bytes
 from headgate.errors import UsageError
+from headgate.evals import gate
 from headgate.measure.trace import TraceRecorder
 from headgate.paths import cache_folder
 from headgate.store import Store
@@ -151,6 +152,8 @@ def run(
     else:
         print()
         print(_summary(engine, session.generation, profile), file=sys.stderr)
+        if engine.lossy:
+            print(gate.describe(engine.store, engine.knobs), file=sys.stderr)
 
 
 def _store_and_prompt(store: str | None, prompt: str | None) -> tuple[Path, str]:
@@ -227,6 +230,7 @@ def _document(
         "peak_memory_bytes": peak_bytes(),
         "budget_bytes": engine.budget.total,
         "lossy": engine.lossy,
+        "quality": gate.describe(engine.store, engine.knobs) if engine.lossy else None,
         "profile": None if profile is None else profile.to_dict(),
     }
 

@@ -20,6 +20,8 @@ from headgate.demo import demo_store
 from headgate.engine import Engine, parse_size
 from headgate.engine.budget import available_bytes, format_size
 from headgate.errors import UsageError
+from headgate.evals import gate
+from headgate.measure.trace import TraceRecorder
 from headgate.paths import cache_folder
 from headgate.store import Store
 from headgate.stream.profile import Profile, load_profile, profile_options
@@ -83,6 +85,10 @@ def serve(
     prefix_disk: Annotated[
         str, typer.Option(help="On the drive, for states of prompts; 0 keeps none there.")
     ] = "4G",
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Record which experts are used, for `headgate replay`; no text."),
+    ] = None,
 ) -> None:
     """Serve a model: `headgate serve STORE`, or `headgate serve` for the demo.
 
@@ -105,6 +111,7 @@ def serve(
     if refine and prefix_memory is None:
         prefix_memory = "0"  # states depend on what was in memory then
     kept = _prefix_bytes(prefix_memory, budget)
+    recorder = None if trace is None else TraceRecorder(trace)
     listening = listen(host, port)  # before minutes of loading
     with listening:
         path = demo_store() if store is None else store
@@ -122,6 +129,7 @@ def serve(
             prefer_cached=prefer_cached,
             sequences=sequences,
             prefix_bytes=kept,
+            recorder=recorder,
             **profile_options(profile, threads=threads, memory=budget),
         )
         prefixes = PrefixCache(engine, disk=parse_size(prefix_disk)) if kept else None
@@ -138,6 +146,8 @@ def serve(
             assistant.close()
             if prefixes is not None:
                 prefixes.close(FLUSH_S)
+            if recorder is not None:
+                recorder.close()
 
         print(_greeting(assistant, url_of(listening), key, profile), file=sys.stderr, flush=True)
         serve_app(create_app(assistant, options), listening, close)
@@ -174,6 +184,7 @@ def _greeting(assistant: Assistant, url: str, key: str | None, profile: Profile 
             f"  OpenAI API {url}/v1, Anthropic API {url}, page {url}/",
             f"  context {engine.context} tokens, {assistant.sequences} answers together, "
             f"memory {format_size(engine.budget.total)}, lossy: {lossy}",
+            *([f"  {gate.describe(engine.store, engine.knobs)}"] if engine.lossy else []),
             *([] if profile is None else [f"  profile: {profile.name}"]),
         ]
     )

@@ -18,7 +18,15 @@ from headgate.store import Store
 FILE = "quality.json"
 VERSION = 1
 #: Knobs that are chosen when an engine is loaded.
-KNOBS = ("expert_bits", "experts_per_token")
+KNOBS = (
+    "expert_bits",
+    "experts_per_token",
+    "top_share",
+    "refine",
+    "router_mass",
+    "router_floor",
+    "prefer_cached",
+)
 
 
 def store_identity(store: Store) -> str:
@@ -56,9 +64,8 @@ def describe(store: Store, knobs: Mapping[str, Any]) -> str:
     """One line about the quality of ``store`` under ``knobs``, for people who use them.
 
     Args:
-        knobs: ``expert_bits`` and ``experts_per_token``, as given to the engine or as
-            :attr:`headgate.engine.Engine.knobs` has them; what is missing or None is
-            the store's own. Others are ignored.
+        knobs: those of :data:`KNOBS`, as :attr:`headgate.engine.Engine.knobs` has them;
+            what is missing or None is the store's own. Others are ignored.
     """
     wanted = _key(_complete(store, knobs))
     points = measured(store)
@@ -80,7 +87,9 @@ def _point(store: Store, result: Mapping[str, Any]) -> dict[str, Any]:
         for mode, found in modes.items()
         if found["all"]["n"]
     }
-    point = {"knobs": _complete(store, result["knobs"]), "scores": scores}
+    # What the engine made of the settings: `2:4` has a share even if none was given.
+    knobs = result.get("in_force") or result["knobs"]
+    point = {"knobs": _complete(store, knobs), "scores": scores}
     if "divergence" in result:
         every = result["divergence"]["all"]
         point["divergence"] = {"mean_kl": every["mean_kl"], "p99_kl": every["p99_kl"],
@@ -104,7 +113,7 @@ def _complete(store: Store, knobs: Mapping[str, Any]) -> dict[str, Any]:
         "expert_bits": store.manifest.experts.bits,
         "experts_per_token": store.manifest.config.get("num_experts_per_tok"),
     }
-    return {name: own[name] if knobs.get(name) is None else knobs[name] for name in KNOBS}
+    return {name: own.get(name) if knobs.get(name) is None else knobs[name] for name in KNOBS}
 
 
 def _key(knobs: Mapping[str, Any]) -> tuple[str, ...]:

@@ -95,6 +95,7 @@ def measure(job: Job) -> dict[str, Any]:
         return {"seconds": time.monotonic() - begin}
     found: dict[str, Any] = {
         "knobs": job.knobs,
+        "in_force": engine.knobs,
         "store": Path(job.store).name,
         "store_id": store_identity(engine.store),
         "lossy": engine.lossy,

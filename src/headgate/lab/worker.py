@@ -38,6 +38,7 @@ def main() -> None:
         say(at="result", **run(job))
     except HeadgateError as error:
         say(at="error", kind=type(error).__name__, message=str(error))
+    os._exit(0)  # the thread that listens holds stdin, which an orderly end would wait for
 
 
 #: Told once for each time that the process that measures says to go on.
