@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find native -type f) CMakeLists.txt pyproject.toml
 
-.PHONY: demo demo-eval test check unit native-test sanitize neon-test fuzz quality bench format clean
+.PHONY: demo demo-eval test check unit native-test sanitize neon-test fuzz serve-check quality bench format clean
 
 demo: $(VENV)/.installed ## Ask the embedded model a question.
 	$(BIN)/headgate run "Which country is Oslo in?"
@@ -35,6 +35,11 @@ fuzz: $(VENV)/.tested ## 10,000 fuzzed headers and manifests.
 
 demo-eval: $(VENV)/.installed ## The demo model's scores on the held-out set.
 	$(BIN)/python demo/evaluate.py
+
+serve-check: $(VENV)/.tested ## What is promised of the server: a line each, bar, reached or not; fifteen minutes.
+	status=0; for check in constrained prefix load "kill_snapshots 50" shared_reads; do \
+		set -- $$check; $(BIN)/python benchmarks/serving/$$1.py $$2 || status=1; \
+	done; scripts/api_fuzz.sh || status=1; exit $$status
 
 quality: $(VENV)/.tested ## What lossy settings cost on the demo model.
 	$(BIN)/python benchmarks/quality.py $(QUALITY)

@@ -17,6 +17,7 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
+from checks import Figures
 
 from headgate.engine.prefix_files import PrefixFiles
 from headgate.engine.snapshot import Snapshot
@@ -83,11 +84,13 @@ def main(kills: int) -> int:
             good, bad = check(folder)
             found, wrong = found + good, wrong + bad
         left = [x for x in folder.iterdir() if x.suffix != ".prefix"]
-    print(
-        f"{kills} kills, {halves} of them in the middle of a file; {found} snapshots read, "
-        f"{wrong} wrong, {len(left)} files left over"
-    )
-    return int(wrong > 0 or bool(left) or not found)
+    figures = Figures()
+    figures.tell("kills", str(kills))
+    figures.tell("  in the middle of a file", str(halves))
+    figures.check("snapshots that were read afterwards", str(found), ">= 1", found >= 1)
+    figures.check("  with other contents", str(wrong), "0", wrong == 0)
+    figures.check("files left over", str(len(left)), "0", not left)
+    return figures.status
 
 
 if __name__ == "__main__":

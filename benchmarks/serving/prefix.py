@@ -124,11 +124,11 @@ def main() -> int:
         keeping = ["--prefix-memory", "256M"]
         with Server(store, keeping, cache) as server:
             with server.client() as client:
-                warm, *mine = prefixes(client, args.rounds + 1)
+                warm, other, *mine = prefixes(client, args.rounds + 2)
             pairs = [(prefix, q) for prefix in mine for q in (first, second)]
             before = run(server, pairs, warm)
         with Server(store, keeping, cache) as server:
-            after = run(server, [(prefix, third) for prefix in mine], {"messages": []})
+            after = run(server, [(prefix, third) for prefix in mine], other)
         everything = [*pairs, *((prefix, third) for prefix in mine)]
         with Server(store, ["--prefix-memory", "0"], cache) as server:
             plain = run(server, everything, warm)

@@ -26,7 +26,7 @@ LIMIT = 160
 
 @pytest.fixture(scope="module")
 def engine(demo_store: DemoStore) -> Engine:
-    return Engine.load(demo_store(16, 16), memory=1 << 30, context=2048)
+    return Engine.load(demo_store(16, 16), context=2048)
 
 
 @pytest.fixture(scope="module")

@@ -102,7 +102,7 @@ def chat(
     with McpServers() as servers:
         for command in mcp or ():
             found = servers.start(command)
-            print(f"headgate: started {command}, {len(found)} tools", file=sys.stderr)
+            print(f"headgate: started {command}, tools: {len(found)}", file=sys.stderr)
             for tool in found:
                 box.add(tool)
         for name in allow or ():

@@ -157,11 +157,11 @@ class ExpertStream:
         y = make(tokens * k, self.store.manifest.experts.hidden_size)
         try:
             ready = request.resident
+            if self._refine is not None:  # what has arrived meanwhile is used at once
+                ready += self._take(request, self.reader.wait(block=False))
             if self.options.overlap:
                 self._multiply(request, ready, x, y)
                 ready = []
-            if self._refine is not None:
-                ready += self._take(request, self.reader.wait(block=False))
             while request.reading or request.waiting:
                 ready += self._wait(request)
                 blocked = not request.reading and bool(request.waiting)

@@ -14,7 +14,7 @@ from tests.server.page.browsing import HEAT, LIVE, READ, RESIDENT, Watched
 BINARIES = ("chromium", "chromium-browser", "google-chrome")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     binary = next(filter(None, map(shutil.which, BINARIES)), None)
     if binary is None:
@@ -25,14 +25,14 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def served() -> Iterator[tuple[Backend, str]]:
     backend = Backend()
     with serving(backend.app()) as url:
         yield backend, url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def url(served: tuple[Backend, str]) -> str:
     return served[1]
 
@@ -47,7 +47,7 @@ def backend(served: tuple[Backend, str]) -> Backend:
     return backend
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def tab(browser: Browser, url: str) -> Iterator[Watched]:
     with Watched(browser, url) as tab:
         yield tab
