@@ -102,7 +102,7 @@ def killed(path: Path, store: Store) -> bool:
     half = [m for m in measured if not m.counted]
     print(f"killed: {done.verdict}: {done.why}; {len(half)} runs not counted", file=sys.stderr)
     whole = len(pairs_of(measured)) == done.result.get("pairs")
-    return child.exitcode == -signal.SIGKILL and done.verdict == "kept" and whole and len(half) == 1
+    return child.exitcode == -signal.SIGKILL and bool(done.verdict) and whole and len(half) == 1
 
 
 def _be_killed(path: Path, store: Store) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from headgate.cli.main import app
 from headgate.errors import HeadgateError
+from headgate.server.listen import listen
 from tests.conftest import DemoStore
 from tests.server.samples import ANSWER, ASK, ENDLESS
 
@@ -103,6 +104,15 @@ def test_bad_options_are_refused_with_one_line(args: tuple[str, ...], message: s
     with pytest.raises(HeadgateError) as caught:
         app(["serve", *args], standalone_mode=False)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_connections_are_known_to_be_tcp_so_that_nothing_waits_to_be_acknowledged() -> None:
+    with (
+        listen("127.0.0.1", 0) as listening,
+        socket.create_connection(listening.getsockname()),
+        listening.accept()[0] as connection,
+    ):
+        assert connection.proto == socket.IPPROTO_TCP  # what asyncio goes by
 
 
 def test_a_port_that_is_taken_is_said_to_be(demo_store: DemoStore) -> None:

@@ -11,6 +11,7 @@ import typer
 
 import headgate
 from headgate.cli.bench import bench
+from headgate.cli.calibrate import calibrate
 from headgate.cli.chat import chat
 from headgate.cli.convert import convert
 from headgate.cli.eval import evaluate_command
@@ -37,6 +38,7 @@ app.command()(run)
 app.command()(chat)
 app.command()(serve)
 app.command()(convert)
+app.command()(calibrate)
 app.command()(inspect)
 app.command()(verify)
 app.command()(synth)
