@@ -222,7 +222,8 @@ def connect(path: Path) -> sqlite3.Connection:
         sqlite3.Error: it is damaged.
         UsageError: a newer headgate's.
     """
-    db = sqlite3.connect(path, timeout=BUSY_S)
+    # One thread writes; but whichever runs the collector may close a forgotten one.
+    db = sqlite3.connect(path, timeout=BUSY_S, check_same_thread=False)
     try:
         db.execute(f"PRAGMA page_size = {PAGE}")
         db.execute("PRAGMA journal_mode = WAL")
