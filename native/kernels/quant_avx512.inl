@@ -63,8 +63,8 @@ struct V {
   static void dot(const Tile* tiles, const int8_t* const* q, const Factor& factor, int n,
                   F (&sum)[R][T]);
   template <int P, int S, int R, class At, class Factor>
-  static void dot_planes(At at, int64_t stride, const int8_t* q, const Factor& factor, int n,
-                         F (&sum)[R][1]);
+  static void dot_planes(At at, int64_t stride, const int8_t* q, const Factor& factor, int from,
+                         int n, F (&sum)[R][1]);
   static float quantize_block(const float* x, int8_t* q, int32_t* sums);
 };
 
@@ -145,10 +145,11 @@ inline void V::dot(const Tile* tiles, const int8_t* const* q, const Factor& fact
 }
 
 // The same sums in the same order as dot(), for one token and rows that are `stride` blocks
-// apart, from planes to sums without a detour through memory.
+// apart, from planes to sums without a detour through memory. The first block's factor is the
+// one at `from`.
 template <int P, int S, int R, class At, class Factor>
 HEADGATE_INLINE void V::dot_planes(At at, int64_t stride, const int8_t* q, const Factor& factor,
-                                   int n, F (&sum)[R][1]) {
+                                   int from, int n, F (&sum)[R][1]) {
   static_assert(R <= 4);
   int64_t one = 8 * stride, three = 24 * stride;
   for (int i = 0; i < n; ++i) {
@@ -163,7 +164,7 @@ HEADGATE_INLINE void V::dot_planes(At at, int64_t stride, const int8_t* q, const
       if constexpr (P >= 3) row.q3 = at.q3 + off;
       if constexpr (P >= 4) row.q4 = at.q4 + off;
       if constexpr (P == 8) row.q8 = at.q8 + 4 * off;
-      sum[r][0] = add_block<S>(decoded<P>(row), x, factor[r][0], i, sum[r][0]);
+      sum[r][0] = add_block<S>(decoded<P>(row), x, factor[r][0], from + i, sum[r][0]);
     }
     next_block<P>(at);
   }

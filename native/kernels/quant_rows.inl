@@ -84,16 +84,27 @@ float row_product(const QuantMatrix& w, const QuantActivations& x, int64_t row, 
   return V::sum(sum[0][0]);
 }
 
-// Fetches n blocks of one plane, `bytes` each, that lie `ahead` blocks further on.
+constexpr int kFetch = 4;                 // blocks whose successors are fetched at once
+constexpr int64_t kAheadBytes = 6 << 10;  // what a core reads while memory answers, and more
+
+// Fetches kFetch blocks of one plane, `Bytes` each, that lie `ahead` blocks further on.
 template <int Bytes>
-HEADGATE_INLINE void fetch_blocks(const uint8_t* plane, int64_t ahead, int n) {
+HEADGATE_INLINE void fetch_plane(const uint8_t* plane, int64_t ahead) {
   const auto at = reinterpret_cast<uintptr_t>(plane) + static_cast<uintptr_t>(ahead * Bytes);
-  for (int i = 0; i < n * Bytes; i += 64) {
+  HEADGATE_UNROLL
+  for (int i = 0; i < kFetch * Bytes; i += 64) {
     __builtin_prefetch(reinterpret_cast<const void*>(at + static_cast<uintptr_t>(i)));
   }
 }
 
-constexpr int64_t kAheadBytes = 6 << 10;  // what a core reads while memory answers, and more
+// The same for all planes; `even` says whether the narrow ones begin a new cache line.
+template <int P>
+HEADGATE_INLINE void fetch_planes(const Planes& at, int64_t ahead, bool even) {
+  fetch_plane<16>(at.q2, ahead);
+  if (P >= 3 && even) fetch_plane<8>(at.q3, ahead);
+  if (P >= 4 && even) fetch_plane<8>(at.q4, ahead);
+  if constexpr (P == 8) fetch_plane<32>(at.q8, ahead);
+}
 
 // R rows from `row` on times one token. Each row has a sum of its own, so that no addition
 // waits for the one before, and no codes go through memory. (Isa is V: an instruction set
@@ -114,19 +125,22 @@ void rows_alone(const QuantMatrix& w, const QuantActivations& x, int64_t row, in
     const int n = blocks_in_tile(first, blocks);
     for (int r = 0; r < R; ++r) {
       load_scales<G>(w, row + r, first, n, V::code_offset(P), scales[r]);
-      const Planes at = planes_at<P>(w, (row + r) * blocks + first);
-      fetch_blocks<16>(at.q2, ahead, n);
-      if constexpr (P >= 3) fetch_blocks<8>(at.q3, ahead, n);
-      if constexpr (P >= 4) fetch_blocks<8>(at.q4, ahead, n);
-      if constexpr (P == 8) fetch_blocks<32>(at.q8, ahead, n);
       const int64_t group = ((row + r) * blocks + first + ahead) * 64 / G;
       __builtin_prefetch(w.scales + group);
       __builtin_prefetch(w.biases + group);
     }
     tile_factors<G, R, 1>(scales, x, token, first, n, factor, sum);
     const int8_t* q = x.q + token * x.padded + first * 64;
-    const Planes at = planes_at<P>(w, row * blocks + first);
-    Isa::template dot_planes<P, S, R>(at, blocks, q, factor, n, sum);
+    // A little at a time: a tile's lines all at once are more than a core can wait for, and
+    // memory would rest while they are multiplied.
+    for (int i = 0; i < n; i += kFetch) {
+      const int part = n - i < kFetch ? n - i : kFetch;
+      for (int r = 0; r < R; ++r) {
+        fetch_planes<P>(planes_at<P>(w, (row + r) * blocks + first + i), ahead, i % 8 == 0);
+      }
+      const Planes at = planes_at<P>(w, row * blocks + first + i);
+      Isa::template dot_planes<P, S, R>(at, blocks, q + i * 64, factor, i, part, sum);
+    }
   }
   for (int r = 0; r < R; ++r) y[row + r] = V::sum(sum[r][0]);
 }
