@@ -10,6 +10,7 @@ order, so the result does not depend on what was in memory or which read was fir
 
 from __future__ import annotations
 
+from itertools import accumulate
 from time import perf_counter
 
 import numpy as np
@@ -268,9 +269,8 @@ class ExpertStream:
         here = None if self._refine is None else self.reader.bits_in
         for bits, chosen in request.by_precision(experts, self.precision, here).items():
             parts = [pairs for _, pairs in chosen]
-            pairs = np.concatenate(parts)
-            splits = np.zeros(len(parts) + 1, np.int32)
-            np.cumsum([len(part) for part in parts], out=splits[1:])
+            pairs = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            splits = np.array([0, *accumulate(map(len, parts))], np.int32)
             offsets = [slot * self.reader.record_bytes for slot, _ in chosen]
             batch = ExpertBatch(offsets, splits, pairs // request.shape[1], pairs)
             self._kernels[bits](self.reader.memory, batch, x, y)

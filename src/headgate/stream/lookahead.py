@@ -23,6 +23,8 @@ STRETCH = 120
 PATTERN = (False, True, False, True)
 #: Layers until the next trial.
 HOLD = 12_000
+#: Time with, of time without, below which it is kept up: less is likelier to be chance.
+WORTH = 0.98
 #: Sequences that may decode together and still be read ahead for. Beyond, their own
 #: experts keep the drive busy.
 MOST_TOKENS = 8
@@ -52,7 +54,7 @@ class Trial:
             return
         self._stretch, self._left = self._stretch + 1, STRETCH
         if self._stretch == len(PATTERN):
-            self.decision = self._seconds[True] < self._seconds[False]
+            self.decision = self._seconds[True] < WORTH * self._seconds[False]
             self._left = HOLD
         elif self._stretch > len(PATTERN):
             self._stretch, self._seconds = 0, {False: 0.0, True: 0.0}
