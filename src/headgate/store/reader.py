@@ -25,7 +25,7 @@ EXPERT_FOLDER = "experts"
 PARTIAL_SUFFIX = ".partial"
 PLAN_FILE = "conversion.json"
 
-DENSE_READ = 4 << 20
+DENSE_READ = 1 << 20
 
 
 def expert_file_name(layer: int) -> str:
@@ -151,7 +151,8 @@ class Store:
             tail.seek(whole)
             rest = tail.read(size - whole)
         buffer.array()[whole : whole + len(rest)] = np.frombuffer(rest, np.uint8)
-        queue = ReadQueue()
+        # Pinning the whole buffer pays for one that is read into again and again.
+        queue = ReadQueue(register_buffers=False)
         file, target = queue.add_file(str(path)), queue.add_buffer(buffer)
         starts = range(0, whole, DENSE_READ)
         queue.submit([(at, file, at, min(DENSE_READ, whole - at), target, at, 0) for at in starts])
