@@ -3,8 +3,8 @@
 Synthetic stores of the shapes of Qwen3.5-35B-A3B and 122B-A10B, of several depths and
 precisions, are run under budgets of 1 to 8 GB with 2 to 8 experts per token, with uniform
 routes and with routes of published statistics. Every forecast is made before its run,
-from a probe and a calibration taken at the beginning; no coefficient of the formula was
-fitted to runs like these.
+from a probe and a calibration taken before the runs of each store, since a shared machine is
+another one ten minutes later; no coefficient of the formula was fitted to runs like these.
 
     python benchmarks/planning.py                  # about 20 minutes, 15 GB of disk
     python benchmarks/planning.py --tiny           # three small settings, to see it work
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -35,7 +36,8 @@ from headgate.engine.engine import DEFAULT_CONTEXT
 from headgate.measure.bench import BUSY, settling
 from headgate.measure.bench_job import Job, Phase
 from headgate.measure.launch import Launcher
-from headgate.measure.probe import FULL, QUICK, probe
+from headgate.measure.machine import describe_machine
+from headgate.measure.probe import FULL, QUICK, Plan, probe
 from headgate.measure.routes import save_trace, trace_for
 from headgate.measure.synth import SynthOptions, shape_config, synth
 from headgate.plan.calibrate import measure as calibrate
@@ -46,7 +48,7 @@ from headgate.plan.planner import Known, make_row
 from headgate.store import Store
 
 GIB = 1 << 30
-PROMPT, ANSWER = 256, 64
+PROMPT, ANSWER, FILL = 256, 64, 2048
 BAR_ERROR, BAR_INSIDE = 0.10, 0.9
 SMALL, LARGE = "qwen3.5-35b-a3b", "qwen3.5-122b-a10b"
 VOCABULARY = 32768
@@ -116,12 +118,21 @@ class Comparison:
     """Runs the points of one store after another.
 
     Args:
-        folder: for the stores, on the drive that was probed.
+        folder: for the stores, on the drive that is probed.
     """
 
-    def __init__(self, folder: Path, machine: Machine) -> None:
-        self._folder, self._machine = folder, machine
+    def __init__(self, folder: Path, effort: Plan) -> None:
+        self._folder, self._effort = folder, effort
+        self.machines: list[dict[str, Any]] = []
         self.found: list[dict[str, Any]] = []
+
+    def _measure_machine(self) -> Machine:
+        os.sync()  # the store has just been written
+        say("probing and calibrating")
+        report, _ = probe(self._folder, self._effort)
+        document = {**report.to_dict(), "calibration": calibrate().to_dict()}
+        self.machines.append(document)
+        return from_document(document, "this machine")
 
     def run(self, shape: Shape, points: Sequence[Point]) -> None:
         path = self._folder / "planning.headgate"
@@ -130,21 +141,26 @@ class Comparison:
         options = SynthOptions(shape.layers, shape.vocab, shape.bits)
         try:
             synth(path, config, options, shape.like)
-            launcher = Launcher(Store.open(path))
+            launcher, machine = Launcher(Store.open(path)), self._measure_machine()
             for point in points:
-                self.found.append(self._point(path, config, point, launcher))
+                self.found.append(self._point(path, config, point, launcher, machine))
                 say(line(self.found[-1]))
         finally:
             rmtree(path, ignore_errors=True)
             rmtree(path.with_name(path.name + ".partial"), ignore_errors=True)
 
     def _point(
-        self, path: Path, config: dict[str, Any], point: Point, launcher: Launcher
+        self,
+        path: Path,
+        config: dict[str, Any],
+        point: Point,
+        launcher: Launcher,
+        machine: Machine,
     ) -> dict[str, Any]:
         model, budget = from_store(path), int(point.budget * GIB)
         known = Known(model, None)
         known.routing = point.routing
-        row = make_row(model, self._machine, budget, point.bits, point.k, DEFAULT_CONTEXT, known)
+        row = make_row(model, machine, budget, point.bits, point.k, DEFAULT_CONTEXT, known)
         if row.forecast is None or row.division is None:
             raise SystemExit(f"{point} does not fit: it needs {row.smallest >> 20} MiB")
         trace = None
@@ -162,6 +178,8 @@ class Comparison:
             trace=None if trace is None else str(trace),
         )
         settle = settling(launcher.store, job)
+        if row.forecast.setting.share >= 1:  # a cache that holds everything is to be full
+            settle.insert(0, Phase("warm", FILL, 2))
         phases = (Phase("cold", PROMPT, 2), *settle, Phase("warm", 8, ANSWER))
         measured = launcher.run(Job(**{**vars(job), "phases": phases}))
         first, last = measured.result.phases[0], measured.result.phases[-1]
@@ -229,17 +247,12 @@ def main() -> None:
     begun = time.monotonic()
     points = TINY if args.tiny else POINTS
     with tempfile.TemporaryDirectory(prefix="planning-", dir=args.folder) as name:
-        folder = Path(name)
-        say("probing")
-        report, _ = probe(folder, QUICK if args.tiny else FULL)
-        say("calibrating")
-        document = {**report.to_dict(), "calibration": calibrate().to_dict()}
-        machine = from_document(document, "this machine")
-        comparison = Comparison(folder, machine)
+        comparison = Comparison(Path(name), QUICK if args.tiny else FULL)
         for shape, chosen in groupby(points, lambda point: point.shape):
             comparison.run(shape, list(chosen))
     found = comparison.found
-    print(f"{machine.name}; {machine.to_dict()}\n\n{HEAD}")
+    machine = describe_machine()
+    print(f"{machine['cpu']}, {machine['cores']} cores\n\n{HEAD}")
     print("\n".join(map(line, found)))
     middle = statistics.median(map(error, found))
     held, first = (
@@ -255,7 +268,9 @@ def main() -> None:
     if (busy := max(f["others_cpu"] or 0.0 for f in found)) > BUSY:
         print(f"others took up to {busy:.0%} of the processor: do not trust these figures")
     if args.json:
-        args.json.write_text(json.dumps({"machine": document, "points": found}, indent=1) + "\n")
+        args.json.write_text(
+            json.dumps({"machines": comparison.machines, "points": found}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

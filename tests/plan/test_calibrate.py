@@ -8,14 +8,17 @@ from dataclasses import replace
 import pytest
 
 from headgate.paths import cache_folder
-from headgate.plan import calibrate
+from headgate.plan import calibrate, in_engine
 from headgate.plan.calibrate import Calibration, calibration, measure
+from headgate.plan.find import find
 from tests.plan.machines import document
 
 
 def test_every_figure_is_measured_and_positive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "ARENA_BYTES", 16 << 20)
     monkeypatch.setattr(calibrate, "ROUNDS", 2)
+    monkeypatch.setattr(in_engine, "ROUNDS", 1)
+    monkeypatch.setattr(in_engine, "TOKENS", 3)
     monkeypatch.setattr(calibrate, "TOKENS", (1, 8))
     found = measure()
     assert set(found.experts) == {2, 3, 4, 8, 16} and set(found.dense) == {8, 16}
@@ -44,3 +47,18 @@ def test_calibration_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert calibration() == found
     assert len(asked) == 5
     saved.unlink()
+
+
+def test_figures_of_single_tokens_are_what_a_token_divides_into() -> None:
+    model = find("qwen3.5-35b-a3b")
+    layers, k, weights = model.layers, model.experts_per_token, 3 * 2048 * 512
+    token = in_engine._Token(0.02, 0.01, 0.0, 0.003, 0.04)
+    at = {bits: token for bits in in_engine.BITS}
+    few = in_engine._Token(0.02, 0.003, 0.0, 0.003, 0.04 - 0.007 - 0.0024)
+    missing = in_engine._Token(0.02, 0.012, 0.05, 0.003, 0.04 + 0.05 + 0.016)
+    found = in_engine._figures(model, at, few, missing)
+    assert found.dense == pytest.approx(model.dense.coded / 0.02)
+    assert found.experts[4] == pytest.approx(layers * k * weights / 0.01)
+    assert found.hit_s == pytest.approx(0.0024 / (layers * (k - 2)))
+    assert found.layer_s == pytest.approx(0.007 / layers - k * found.hit_s)
+    assert found.miss_s == pytest.approx(0.016 / (layers * k))

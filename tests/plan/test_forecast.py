@@ -17,9 +17,10 @@ from headgate.plan import planner
 from headgate.plan.calibrate import Calibration
 from headgate.plan.find import find
 from headgate.plan.forecast import Forecast, Interval, Setting, rate_for
-from headgate.plan.hits import Hits, Routing, expected, needed
+from headgate.plan.hits import Hits, Routing, clusters, expected, needed
 from headgate.plan.machine import Machine, from_document, save, saved_machine
 from headgate.plan.planner import Wish, plan
+from headgate.plan.replay import Counts
 from headgate.plan.report import text
 from tests.plan.machines import document
 
@@ -243,3 +244,20 @@ def test_changes_are_ordered_by_what_they_bring(machine: Machine) -> None:
 def test_what_cannot_be_is_refused(machine: Machine, wish: Wish) -> None:
     with pytest.raises(UsageError):
         plan(find("qwen3.5-35b-a3b"), machine, wish)
+
+
+def test_misses_come_as_often_as_they_did_and_another_rate_mixes_in_whole_layers() -> None:
+    hits = Hits(0.5, 0.0, "a trace of this model", (0.4, 0.1, 0.1, 0.4))
+    assert hits.chances(3) == [0.4, 0.1, 0.1, 0.4]
+    for rate in (0.1, 0.45, 0.55, 0.9):
+        found = hits.chances(3, rate)
+        assert sum(found) == pytest.approx(1)
+        assert sum(i * share for i, share in enumerate(found)) == pytest.approx(3 * (1 - rate))
+    assert hits.chances(3, 0.0) == [0, 0, 0, 1] and hits.chances(3, 1.0) == [1, 0, 0, 0]
+    # Where nothing is known, one by one.
+    assert hits.chances(2) == Hits(0.5, 0.0, "").chances(2) == [0.25, 0.5, 0.25]
+
+
+def test_clusters_of_misses_are_counted_in_generated_tokens() -> None:
+    counts = Counts([2, 1, 0, 2], [0, 1, 2, 0], 0)
+    assert clusters(counts, [False, True, True, True], 2) == pytest.approx((1 / 3, 1 / 3, 1 / 3))

@@ -1,10 +1,9 @@
 """What a probe does not measure: products of several tokens, and what a layer costs
 besides its bytes.
 
-Products are timed on weights that lie in memory and fit no cache, as the engine meets
-them. Fixed times come from a model so small that its arithmetic takes next to none: what
-its layers take is Python, dispatch and threads. A minute's work at most, kept in the
-user's cache.
+Products of several tokens are timed on weights that lie in memory and fit no cache, as
+the engine meets them; what a single token takes comes from the engine itself
+(:mod:`headgate.plan.in_engine`). Half a minute's work, kept in the user's cache.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,18 +21,16 @@ import numpy as np
 
 import headgate
 from headgate._native import AlignedBuffer, crc32c
-from headgate.engine import Engine
 from headgate.errors import ResourceError
 from headgate.measure.bench import BUSY
 from headgate.measure.launch import others_share
 from headgate.measure.machine import core_count, describe_machine
-from headgate.measure.synth import SynthOptions, synth
 from headgate.ops import ExpertBatch, load_ops
 from headgate.ops.interface import DeltaShape, Ops, QuantWeight
 from headgate.ops.weights import plain_weight
 from headgate.paths import cache_folder
-from headgate.store import ExpertFormat, RecordLayout, Store
-from headgate.stream import ExpertStream, StreamOptions
+from headgate.plan import in_engine
+from headgate.store import ExpertFormat, RecordLayout
 
 MIB = 1 << 20
 ROUNDS = 7
@@ -42,31 +38,9 @@ ROUNDS = 7
 TOKENS = (1, 4, 16, 64, 256)
 EXPERT_BITS = (2, 3, 4, 8, 16)
 ARENA_BYTES = 96 * MIB
-HIDDEN, INTERMEDIATE = 2048, 512
+HIDDEN, INTERMEDIATE, VOCABULARY = 2048, 512, 151936
 #: Revision of what is measured; an older file is measured again.
-REVISION = 1
-
-TINY = {
-    "model_type": "qwen3_5_moe_text",
-    "hidden_size": 128,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 64,
-    "linear_num_key_heads": 1,
-    "linear_num_value_heads": 2,
-    "linear_key_head_dim": 32,
-    "linear_value_head_dim": 32,
-    "linear_conv_kernel_dim": 4,
-    "num_experts": 64,
-    "num_experts_per_tok": 8,
-    "moe_intermediate_size": 64,
-    "shared_expert_intermediate_size": 64,
-    "vocab_size": 512,
-    "max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-}
+REVISION = 2
 
 
 @dataclass(frozen=True)
@@ -160,16 +134,26 @@ def _owner() -> dict[str, Any]:
 
 
 def measure(threads: int | None = None) -> Calibration:
-    """Measure now; takes about ten seconds."""
+    """Measure now; takes about half a minute."""
     begun = _processor()
     ops = load_ops("cpu", threads or core_count(), False)
     arena = AlignedBuffer(ARENA_BYTES, True).array()
     arena[:] = 0x3C  # as pairs of bytes ordinary 16-bit floats; codes may be anything
+    single = in_engine.measure(threads)
+    experts = {bits: {t: _expert_rate(ops, arena, bits, t) for t in TOKENS} for bits in EXPERT_BITS}
+    for bits, rate in single.experts.items():
+        experts[bits][1] = rate
+    dense = {bits: {t: _dense_rate(ops, arena, bits, t) for t in TOKENS} for bits in (8, 16)}
+    dense[8][1] = single.dense
+    logits = np.ones(VOCABULARY, np.float32)
     found = Calibration(
-        {bits: {t: _expert_rate(ops, arena, bits, t) for t in TOKENS} for bits in EXPERT_BITS},
-        {bits: {t: _dense_rate(ops, arena, bits, t) for t in TOKENS} for bits in (8, 16)},
+        experts,
+        dense,
         {t: _delta_seconds(ops, t) for t in (1, 64)},
-        **_fixed(threads),
+        single.layer_s,
+        single.hit_s,
+        single.miss_s,
+        token_s=_time(lambda: logits.argmax()),
         crc_bytes_per_s=ARENA_BYTES / _time(lambda: crc32c(arena)),
     )
     return replace(found, others=others_share(begun, _processor()) or 0.0)
@@ -192,8 +176,7 @@ def _time(act: Callable[[], object], rounds: int = ROUNDS) -> float:
         began = perf_counter()
         act()
         samples.append(perf_counter() - began)
-    # Others who are busy only ever add time.
-    return statistics.quantiles(samples, n=4)[0]
+    return statistics.median(samples)
 
 
 def _expert_rate(ops: Ops, arena: Any, bits: int, tokens: int) -> float:
@@ -262,42 +245,3 @@ def _delta_seconds(ops: Ops, tokens: int) -> float:
             ops.delta_net(shape, qkv, z, b, a, *fixed, conv, state)
 
     return _time(run) / (layers * tokens * 4 * heads * dim * dim)
-
-
-def _fixed(threads: int | None) -> dict[str, float]:
-    """Fixed seconds of layers, tokens and experts, from a tiny model."""
-    with tempfile.TemporaryDirectory(prefix="headgate-") as folder:
-        path = synth(Path(folder) / "tiny.headgate", dict(TINY), SynthOptions()).out
-        store = Store.open(path)
-        whole = _token_s(store, threads, k=8)
-        few = _token_s(store, threads, k=2)
-        missing = _token_s(store, threads, k=8, cache=False)
-    layers = int(TINY["num_hidden_layers"])  # type: ignore[call-overload]
-    hit = max(1e-7, (whole[0] - few[0]) / (6 * layers))
-    miss = max(1e-7, (missing[0] - missing[1] - whole[0]) / (8 * layers))
-    head = whole[2]
-    layer = max(1e-6, (whole[0] - head) / layers - 8 * hit)
-    return {"layer_s": layer, "hit_s": hit, "miss_s": miss, "token_s": head}
-
-
-def _token_s(
-    store: Store, threads: int | None, k: int, cache: bool = True
-) -> tuple[float, float, float]:
-    """Seconds of a token, of that waiting for reads, and outside the layers."""
-    options = StreamOptions(lookahead=0, cache=cache)
-    engine = Engine(store, threads=threads, context=512, experts_per_token=k, stream=options)
-    slots = len(store.manifest.layers) * store.manifest.num_experts
-    engine.experts = ExpertStream(store, engine.ops, slots, store.manifest.experts.bits, options)
-    session = engine.new_session()
-    logits = session.append(np.random.default_rng(0).integers(0, 512, 256).tolist())
-    stats, samples = engine.experts.stats, []
-    for _ in range(60):
-        waited, began = stats.wait_s, perf_counter()
-        logits = session.append([int(logits.argmax())])
-        samples.append((perf_counter() - began, stats.wait_s - waited))
-    # The embedding, the last norm, the head and the sampler's first step.
-    x = np.ones((1, int(TINY["hidden_size"])), np.float32)  # type: ignore[call-overload]
-    head = engine.ops.matrix(plain_weight(np.full((512, x.shape[1]), 1, np.uint16), "BF16"))
-    outside = _time(lambda: (engine.ops.linear(x, head), logits.argmax()), 20)
-    seconds, waited = (statistics.quantiles([s[i] for s in samples], n=4)[0] for i in (0, 1))
-    return seconds, waited, outside

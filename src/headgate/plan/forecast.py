@@ -8,7 +8,7 @@ layer below is done::
     fixed   Python, dispatch and threads: per token, per layer, per expert
     dense   weights that all tokens need / rate of products of one token, by bits
     state   recurrent state, keys and values / memory bandwidth
-    experts of K experts m are missing, by a binomial distribution with the hit rate:
+    experts of K experts m are missing, as often as in the simulation of the cache:
             reads  = T(m records) by the cost model of the drive
             busy   = shared expert and the K - m experts in memory, multiplied meanwhile
             layer  = max(busy + m x product, reads + product) + checksums + m x handling
@@ -22,8 +22,9 @@ products of many tokens, and m = the distinct experts of the chunk that are not 
 the drive's and the memory's speed, each for its share of the time, that of the hit rate,
 and :data:`MODEL_ERROR` of the formula itself.
 
-Every coefficient is a rate or a time that was measured on the machine by itself, none was
-fitted to runs of the engine. ``benchmarks/planning.py`` compares with such runs.
+Every coefficient is a rate or a time that was measured on the machine: by itself, or in
+the engine on a small model made for it (:mod:`headgate.plan.in_engine`). None was fitted to
+runs of a model that is planned for. ``benchmarks/planning.py`` compares with such runs.
 """
 
 from __future__ import annotations
@@ -159,7 +160,7 @@ class Forecast:
         product = self._weights / r.experts[self.setting.bits][1]
         shared = dense.shared / max(1, m.moe_layers) / r.dense[8][1]
         wait = 0.0
-        for missing, chance in enumerate(_binomial(k, 1 - rate)):
+        for missing, chance in enumerate(self.hits.chances(k, rate)):
             busy = shared + (k - missing) * product
             done = max(busy + missing * product, self.read_s(missing) + min(missing, 1) * product)
             wait += chance * (done - busy - missing * product)
@@ -253,7 +254,3 @@ def rate_for(rates: Mapping[int, float], tokens: float) -> float:
             part = math.log(tokens / low) / math.log(high / low)
             return math.exp((1 - part) * math.log(rates[low]) + part * math.log(rates[high]))
     return rates[known[-1]]
-
-
-def _binomial(n: int, p: float) -> list[float]:
-    return [math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(n + 1)]

@@ -7,6 +7,8 @@ few layers stand for all, with their share of the slots.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -14,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from headgate.measure.routes import Trace, generate_trace
-from headgate.plan.replay import Demand, simulate
+from headgate.plan.replay import Counts, Demand, simulate
 from headgate.stream import make_policy
 
 Routing = Literal["published", "uniform", "trace"]
@@ -30,14 +32,33 @@ class Hits:
     Attributes:
         rate: share of the experts of generated tokens that are in memory.
         first: share of the misses that the process reads for the first time.
-        needed: prompt tokens of a chunk -> distinct experts of a layer that it needs,
-            as a share of all.
         said: where the routes came from.
+        layers: [K + 1], of the layers of generated tokens the share that misses so many
+            experts; they come in clusters. As if by chance, one by one, if empty.
     """
 
     rate: float
     first: float
     said: str
+    layers: tuple[float, ...] = ()
+
+    def chances(self, k: int, rate: float | None = None) -> list[float]:
+        """[K + 1], how likely it is that so many of ``k`` experts are missing.
+
+        Args:
+            rate: another hit rate than this: layers that miss everything, or nothing, are
+                mixed in.
+        """
+        wanted = self.rate if rate is None else rate
+        if len(self.layers) != k + 1 or wanted in (0.0, 1.0):
+            return [math.comb(k, i) * (1 - wanted) ** i * wanted ** (k - i) for i in range(k + 1)]
+        if wanted == self.rate:
+            return list(self.layers)
+        up = wanted > self.rate
+        part = (wanted - self.rate) / ((1.0 if up else 0.0) - self.rate)
+        found = [(1 - part) * share for share in self.layers]
+        found[0 if up else k] += part
+        return found
 
 
 @lru_cache(maxsize=32)
@@ -71,7 +92,14 @@ def expected(routing: Routing, experts: int, k: int, share: float) -> Hits:
             wanted.append(Demand(layer, 1, [((layer, e), 1) for e in sorted(ids)]))
             decoded.append(token >= SETTLE)
     counts = simulate(wanted, slots, make_policy("lfu", slots))
-    return Hits(counts.rate(decoded), _first(wanted, counts.misses, decoded), said)
+    first = _first(wanted, counts.misses, decoded)
+    return Hits(counts.rate(decoded), first, said, clusters(counts, decoded, k))
+
+
+def clusters(counts: Counts, decoded: Sequence[bool], k: int) -> tuple[float, ...]:
+    """[K + 1], share of the layers of generated tokens that miss so many experts."""
+    missed = np.array(counts.misses)[np.array(decoded)]
+    return tuple((np.bincount(np.minimum(missed, k), minlength=k + 1) / len(missed)).tolist())
 
 
 def _first(wanted: list[Demand], misses: list[int], decoded: list[bool]) -> float:

@@ -11,7 +11,7 @@ import headgate
 from headgate.engine.budget import DEFAULT_SHARE, Budget, plan_budget, resident_bytes
 from headgate.errors import BudgetTooSmall, UsageError
 from headgate.plan.forecast import LENGTH, Forecast, Setting
-from headgate.plan.hits import Hits, Routing
+from headgate.plan.hits import Hits, Routing, clusters
 from headgate.plan.machine import Machine
 from headgate.plan.model import DEFAULT_BITS, Model
 from headgate.plan.replay import Demand, demands, policy_for, simulate
@@ -250,7 +250,8 @@ class Known:
             return None
         if slots not in self._found:
             counts = simulate(self._demands, slots, policy_for("lfu", slots, self._demands))
-            self._found[slots] = Hits(counts.rate(self._decoding), 0.0, "a trace of this model")
+            rate, layers = counts.rate(self._decoding), clusters(counts, self._decoding, k)
+            self._found[slots] = Hits(rate, 0.0, "a trace of this model", layers)
         return self._found[slots]
 
 
