@@ -48,7 +48,7 @@ from headgate.plan.planner import Known, make_row
 from headgate.store import Store
 
 GIB = 1 << 30
-PROMPT, ANSWER, FILL = 256, 64, 2048
+PROMPT, ANSWER, FILL = 256, 128, 2048
 BAR_ERROR, BAR_INSIDE = 0.10, 0.9
 SMALL, LARGE = "qwen3.5-35b-a3b", "qwen3.5-122b-a10b"
 VOCABULARY = 32768

@@ -32,6 +32,7 @@ def document(**changes: Any) -> dict[str, Any]:
             "delta": {"1": 1e-10, "64": 4e-11},
             "layer_s": 2e-4,
             "hit_s": 4e-6,
+            "wake_s": 5e-5,
             "miss_s": 2e-5,
             "token_s": 1e-4,
             "crc_bytes_per_s": 8e9,

@@ -52,13 +52,15 @@ def test_calibration_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_figures_of_single_tokens_are_what_a_token_divides_into() -> None:
     model = find("qwen3.5-35b-a3b")
     layers, k, weights = model.layers, model.experts_per_token, 3 * 2048 * 512
-    token = in_engine._Token(0.02, 0.01, 0.0, 0.003, 0.04)
+    token = in_engine._Token(0.02, 0.01, 0.0, 0.003, 0, 0.04)
     at = {bits: token for bits in in_engine.BITS}
-    few = in_engine._Token(0.02, 0.003, 0.0, 0.003, 0.04 - 0.007 - 0.0024)
-    missing = in_engine._Token(0.02, 0.012, 0.05, 0.003, 0.04 + 0.05 + 0.016)
-    found = in_engine._figures(model, at, few, missing)
+    few = in_engine._Token(0.02, 0.003, 0.0, 0.003, 0, 0.04 - 0.007 - 0.0024)
+    some = in_engine._Token(0.02, 0.011, 0.01, 0.003, 80, 0.04 + 0.01 + 0.012)
+    none = in_engine._Token(0.02, 0.012, 0.05, 0.003, 320, 0.04 + 0.05 + 0.016)
+    found = in_engine._figures(model, at, few, some, none)
     assert found.dense == pytest.approx(model.dense.coded / 0.02)
     assert found.experts[4] == pytest.approx(layers * k * weights / 0.01)
     assert found.hit_s == pytest.approx(0.0024 / (layers * (k - 2)))
     assert found.layer_s == pytest.approx(0.007 / layers - k * found.hit_s)
-    assert found.miss_s == pytest.approx(0.016 / (layers * k))
+    assert found.miss_s == pytest.approx(0.004 / 240)
+    assert found.wake_s == pytest.approx((0.016 - 320 * found.miss_s) / layers)

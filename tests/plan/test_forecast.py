@@ -60,7 +60,7 @@ def test_token_with_nothing_in_memory_waits_for_every_read(machine: Machine) -> 
     assert f.bytes_per_token == 40 * 8 * m.layout(4).prefix_bytes(4)
     checks = 40 * 8 * m.layout(4).prefix_bytes(4) / 8e9
     assert f.token.fixed == pytest.approx(
-        r.token_s + 40 * r.layer_s + 40 * 8 * (r.hit_s + r.miss_s) + checks
+        r.token_s + 40 * (r.layer_s + r.wake_s) + 40 * 8 * (r.hit_s + r.miss_s) + checks
     )
 
 

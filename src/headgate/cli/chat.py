@@ -9,10 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from headgate.cli.serve import FLUSH_S, PREFIX_MOST, PREFIX_SHARE
 from headgate.demo import demo_store
 from headgate.engine import Engine, Sampling, parse_size
-from headgate.engine.budget import available_bytes
+from headgate.engine.budget import default_prefix_bytes
 
 
 def chat(
@@ -107,14 +106,15 @@ def chat(
                 box.add(tool)
         for name in allow or ():
             box.allow(name)
+        budget = parse_size(memory) if memory else None
         engine = Engine.load(
             demo_store() if store is None else store,
-            memory=parse_size(memory) if memory else None,
+            memory=budget,
             context=context,
             experts_per_token=experts_per_token,
             expert_bits=expert_bits,
             threads=threads,
-            prefix_bytes=_prefix_bytes(memory),
+            prefix_bytes=default_prefix_bytes(budget),
         )
         prefixes = PrefixCache(engine)
         assistant = Assistant(
@@ -130,10 +130,4 @@ def chat(
             run_chat(assistant, box, options, system)
         finally:
             assistant.close()
-            prefixes.close(FLUSH_S)
-
-
-def _prefix_bytes(memory: str | None) -> int:
-    """Of the memory, for states of the conversation."""
-    total = parse_size(memory) if memory else available_bytes()
-    return min(int(total * PREFIX_SHARE), PREFIX_MOST)
+            prefixes.close()

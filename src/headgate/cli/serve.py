@@ -18,7 +18,7 @@ from headgate.cli.lossy import (
 )
 from headgate.demo import demo_store
 from headgate.engine import Engine, parse_size
-from headgate.engine.budget import available_bytes, format_size
+from headgate.engine.budget import default_prefix_bytes, format_size
 from headgate.errors import UsageError
 from headgate.evals import gate
 from headgate.measure.trace import TraceRecorder
@@ -28,11 +28,6 @@ from headgate.stream.profile import Profile, load_profile, profile_options
 
 if TYPE_CHECKING:
     from headgate.assistant import Assistant
-
-#: Of the memory budget, and at most: for states of prompts.
-PREFIX_SHARE, PREFIX_MOST = 1 / 16, 2 << 30
-#: Seconds to write kept prefixes at the end.
-FLUSH_S = 10.0
 
 
 def serve(
@@ -110,7 +105,7 @@ def serve(
     budget = parse_size(memory) if memory else None
     if refine and prefix_memory is None:
         prefix_memory = "0"  # states depend on what was in memory then
-    kept = _prefix_bytes(prefix_memory, budget)
+    kept = default_prefix_bytes(budget) if prefix_memory is None else parse_size(prefix_memory)
     recorder = None if trace is None else TraceRecorder(trace)
     listening = listen(host, port)  # before minutes of loading
     with listening:
@@ -145,7 +140,7 @@ def serve(
         def close() -> None:
             assistant.close()
             if prefixes is not None:
-                prefixes.close(FLUSH_S)
+                prefixes.close()
             if recorder is not None:
                 recorder.close()
 
@@ -165,13 +160,6 @@ def _key(given: str | None, file: Path | None) -> str | None:
     if given is not None and not given.strip():
         raise UsageError("the API key is empty")
     return given
-
-
-def _prefix_bytes(asked: str | None, memory: int | None) -> int:
-    if asked is not None:
-        return parse_size(asked)
-    total = available_bytes() if memory is None else memory
-    return min(int(total * PREFIX_SHARE), PREFIX_MOST)
 
 
 def _greeting(assistant: Assistant, url: str, key: str | None, profile: Profile | None) -> str:

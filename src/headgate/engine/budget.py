@@ -21,6 +21,8 @@ MARGIN = 24 * MIB
 PROMPT_CHUNKS = (512, 256, 128, 64, 32, 16)
 #: Never take more than this of what the machine has free, unless told to.
 DEFAULT_SHARE = 0.7
+#: For kept states of prompts, of the budget and at most, unless told otherwise.
+PREFIX_SHARE, PREFIX_MOST = 1 / 16, 2 << 30
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?B)?", re.IGNORECASE)
 
@@ -59,6 +61,12 @@ def peak_bytes() -> int:
         return peak
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def default_prefix_bytes(memory: int | None) -> int:
+    """What kept states of prompts may take of a budget; None for what is free."""
+    total = available_bytes() if memory is None else memory
+    return min(int(total * PREFIX_SHARE), PREFIX_MOST)
 
 
 def available_bytes() -> int:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from headgate.engine.session import Session
 
 DISK_LIMIT = 4 << 30
+#: Seconds to write in at the end.
+FLUSH_S = 10.0
 
 
 class PrefixCache:
@@ -260,8 +262,8 @@ class PrefixCache:
                 self._lock.wait(left)
         return True
 
-    def close(self, timeout: float | None = None) -> None:
-        """Flush, and end the thread that writes."""
+    def close(self, timeout: float | None = FLUSH_S) -> None:
+        """Write what has not been written, for at most so many seconds, and end the thread."""
         self.flush(timeout)
         with self._lock:
             self._closing = True

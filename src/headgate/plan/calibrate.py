@@ -40,7 +40,7 @@ EXPERT_BITS = (2, 3, 4, 8, 16)
 ARENA_BYTES = 96 * MIB
 HIDDEN, INTERMEDIATE, VOCABULARY = 2048, 512, 151936
 #: Revision of what is measured; an older file is measured again.
-REVISION = 2
+REVISION = 3
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,9 @@ class Calibration:
             counted once for each token.
         dense: bits (8, 16) -> tokens -> likewise.
         delta: tokens -> seconds of the delta rule per byte of state and token.
-        layer_s: of a layer's fixed time; hit_s, miss_s: what an expert adds that is in
-            memory, or is read (without the reading); token_s: besides layers.
+        layer_s: of a layer's fixed time; hit_s: what an expert adds that is in memory;
+            wake_s: what a layer adds that had to wait, miss_s each of its reads (without the
+            reading); token_s: besides layers.
         crc_bytes_per_s: of a record's checksum.
         others: share of the processor that others took meanwhile.
     """
@@ -63,6 +64,7 @@ class Calibration:
     delta: dict[int, float]
     layer_s: float
     hit_s: float
+    wake_s: float
     miss_s: float
     token_s: float
     crc_bytes_per_s: float
@@ -81,7 +83,7 @@ class Calibration:
         }
         numbers = {
             name: _positive(raw[name])
-            for name in ("layer_s", "hit_s", "miss_s", "token_s", "crc_bytes_per_s")
+            for name in ("layer_s", "hit_s", "wake_s", "miss_s", "token_s", "crc_bytes_per_s")
         }
         delta = {int(tokens): _positive(value) for tokens, value in raw["delta"].items()}
         if not all(rates["experts"].get(b, {}).get(1) for b in EXPERT_BITS) or 1 not in delta:
@@ -152,6 +154,7 @@ def measure(threads: int | None = None) -> Calibration:
         {t: _delta_seconds(ops, t) for t in (1, 64)},
         single.layer_s,
         single.hit_s,
+        single.wake_s,
         single.miss_s,
         token_s=_time(lambda: logits.argmax()),
         crc_bytes_per_s=ARENA_BYTES / _time(lambda: crc32c(arena)),

@@ -5,7 +5,8 @@ layer below is done::
 
     token = fixed + dense + state + layers x experts
 
-    fixed   Python, dispatch and threads: per token, per layer, per expert
+    fixed   Python, dispatch and threads: per token, per layer, per layer that has to wait,
+            per expert
     dense   weights that all tokens need / rate of products of one token, by bits
     state   recurrent state, keys and values / memory bandwidth
     experts of K experts m are missing, as often as in the simulation of the cache:
@@ -159,15 +160,16 @@ class Forecast:
         layers = m.layers
         product = self._weights / r.experts[self.setting.bits][1]
         shared = dense.shared / max(1, m.moe_layers) / r.dense[8][1]
-        wait = 0.0
+        wait = stopped = 0.0
         for missing, chance in enumerate(self.hits.chances(k, rate)):
             busy = shared + (k - missing) * product
             done = max(busy + missing * product, self.read_s(missing) + min(missing, 1) * product)
             wait += chance * (done - busy - missing * product)
+            stopped += chance * min(missing, 1)
         missed = k * (1 - rate)
         checks = missed * self.hits.first * self.record_bytes / r.crc_bytes_per_s
         fixed = r.token_s + layers * r.layer_s
-        fixed += m.moe_layers * (k * r.hit_s + missed * r.miss_s + checks)
+        fixed += m.moe_layers * (k * r.hit_s + stopped * r.wake_s + missed * r.miss_s + checks)
         products = dense.coded / r.dense[8][1] + dense.plain / r.dense[16][1]
         products += m.moe_layers * k * product
         delta = m.state_fixed * r.delta[1]
@@ -228,7 +230,8 @@ class Forecast:
         work += tokens * m.state_fixed * r.delta[64 if tokens >= 32 and 64 in r.delta else 1]
         checks = missing * self.record_bytes / r.crc_bytes_per_s
         fixed = r.token_s + m.layers * r.layer_s
-        fixed += m.moe_layers * (distinct * r.hit_s + missing * r.miss_s + checks)
+        misses = min(missing, 1) * r.wake_s + missing * r.miss_s
+        fixed += m.moe_layers * (distinct * r.hit_s + misses + checks)
         nbytes = m.dense.token_bytes + m.moe_layers * distinct * self.record_bytes
         memory = min(work, nbytes / self.machine.memory_bytes_per_s)
         return Seconds(m.moe_layers * wait, memory, work - memory, fixed)

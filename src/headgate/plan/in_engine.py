@@ -28,6 +28,8 @@ from headgate.stream import ExpertStream, StreamOptions
 
 BITS = (2, 3, 4, 8)
 PROMPT, WARM_UP, TOKENS = 128, 8, 40
+#: Of the experts in memory, where some are to be missing.
+SOME = 0.7
 #: Each setting twice, some ten seconds apart.
 ROUNDS = 2
 #: Four layers, one of them with full attention.
@@ -61,24 +63,26 @@ class InEngine:
     Attributes:
         dense: weights of 8-bit projections multiplied per second.
         experts: bits -> weights of routed experts multiplied per second.
-        layer_s, hit_s, miss_s: see :class:`headgate.plan.calibrate.Calibration`.
+        layer_s, hit_s, wake_s, miss_s: see :class:`headgate.plan.calibrate.Calibration`.
     """
 
     dense: float
     experts: dict[int, float]
     layer_s: float
     hit_s: float
+    wake_s: float
     miss_s: float
 
 
 @dataclass(frozen=True)
 class _Token:
-    """Seconds: medians over tokens."""
+    """Seconds, and experts that were missing: medians over tokens."""
 
     projections: float
     experts: float
     waiting: float
     mixers: float
+    misses: float
     whole: float
 
     @property
@@ -96,8 +100,9 @@ def measure(threads: int | None = None) -> InEngine:
         for _ in range(ROUNDS):
             at = {bits: _token(store, threads, trained, bits) for bits in BITS}
             few = _token(store, threads, 2, 4)
-            missing = _token(store, threads, trained, 4, cache=False)
-            rounds.append(_figures(model, at, few, missing))
+            some = _token(store, threads, trained, 4, share=SOME)
+            none = _token(store, threads, trained, 4, share=0)
+            rounds.append(_figures(model, at, few, some, none))
     return _mean(rounds)
 
 
@@ -110,22 +115,30 @@ def _mean(rounds: Sequence[InEngine]) -> InEngine:
         {bits: mean(found.experts[bits] for found in rounds) for bits in BITS},
         mean(found.layer_s for found in rounds),
         mean(found.hit_s for found in rounds),
+        mean(found.wake_s for found in rounds),
         mean(found.miss_s for found in rounds),
     )
 
 
-def _figures(model: Model, at: Mapping[int, _Token], few: _Token, missing: _Token) -> InEngine:
+def _figures(
+    model: Model, at: Mapping[int, _Token], few: _Token, some: _Token, none: _Token
+) -> InEngine:
     layers, k = model.layers, model.experts_per_token
     weights = layers * k * model.layout(4).format.parameters
     dense = model.dense.coded / statistics.median(token.projections for token in at.values())
     rest = statistics.median(token.rest for token in at.values())
     hit = max(1e-7, (at[4].rest - few.rest) / ((k - 2) * layers))
-    miss = max(1e-7, (missing.whole - missing.waiting - at[4].whole) / (k * layers))
+    # What misses add besides the waiting is a line over their number: two points give it.
+    few_more, more = (token.whole - token.waiting - at[4].whole for token in (some, none))
+    slope = (more - few_more) / max(1.0, none.misses - some.misses)
+    miss = min(max(1e-7, slope), max(1e-7, more / none.misses))
+    wake = max(1e-7, (more - none.misses * miss) / layers)
     rates = {bits: weights / token.experts for bits, token in at.items()}
-    return InEngine(dense, rates, max(1e-6, rest / layers - k * hit), hit, miss)
+    return InEngine(dense, rates, max(1e-6, rest / layers - k * hit), hit, wake, miss)
 
 
-def _token(store: Store, threads: int | None, k: int, bits: int, cache: bool = True) -> _Token:
+def _token(store: Store, threads: int | None, k: int, bits: int, share: float = 1) -> _Token:
+    """With a cache of ``share`` of the experts."""
     clocks: list[TimedOps] = []
 
     def instrument(ops: Ops) -> Ops:
@@ -133,7 +146,7 @@ def _token(store: Store, threads: int | None, k: int, bits: int, cache: bool = T
         clocks.append(found)
         return wrapped
 
-    options = StreamOptions(lookahead=0, cache=cache)
+    options = StreamOptions(lookahead=0, cache=share > 0)
     engine = Engine(
         store,
         threads=threads,
@@ -143,16 +156,20 @@ def _token(store: Store, threads: int | None, k: int, bits: int, cache: bool = T
         stream=options,
         instrument=instrument,
     )
-    slots = len(store.manifest.layers) * store.manifest.num_experts
+    slots = round((share or 1) * len(store.manifest.layers) * store.manifest.num_experts)
     engine.experts = ExpertStream(store, engine.ops, slots, bits, options)
     session, rng = engine.new_session(), np.random.default_rng(0)
     session.append(rng.integers(0, engine.config.vocab_size, PROMPT).tolist())
     stats, parts, samples = engine.experts.stats, clocks[0].seconds, []
+
+    def now() -> tuple[float, ...]:
+        mixers = parts["attention"]
+        return parts["projections"], stats.compute_s, stats.wait_s, mixers, stats.misses
+
     for token in rng.integers(0, engine.config.vocab_size, WARM_UP + TOKENS).tolist():
         began = perf_counter()
-        before = (parts["projections"], stats.compute_s, stats.wait_s, parts["attention"])
+        before = now()
         session.append([token]).argmax()
-        after = (parts["projections"], stats.compute_s, stats.wait_s, parts["attention"])
-        spent = [b - a for a, b in zip(before, after, strict=True)]
+        spent = [b - a for a, b in zip(before, now(), strict=True)]
         samples.append([*spent, perf_counter() - began])
     return _Token(*(statistics.median(column) for column in zip(*samples[WARM_UP:], strict=True)))
