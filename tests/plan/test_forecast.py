@@ -13,7 +13,6 @@ import pytest
 
 from headgate.errors import ResourceError, UsageError
 from headgate.measure.routes import generate_trace
-from headgate.plan import planner
 from headgate.plan.calibrate import Calibration
 from headgate.plan.find import find
 from headgate.plan.forecast import Forecast, Interval, Setting, rate_for
@@ -213,7 +212,6 @@ def test_budget_is_divided_as_the_engine_divides_it(
     """Whatever this process has grown to meanwhile."""
     slots = set()
     for resident in (40 << 20, 400 << 20):
-        monkeypatch.setattr(planner, "resident_bytes", lambda n=resident: n)
         monkeypatch.setattr("headgate.engine.budget.resident_bytes", lambda n=resident: n)
         found = plan(find("qwen3.5-35b-a3b"), machine, Wish(bits=[4], budgets=[8 * GIB]))
         assert found.rows[0].division is not None

@@ -135,8 +135,12 @@ def plan_budget(
     *,
     sequences: int = 1,
     prefix_bytes: int = 0,
+    resident: int | None = None,
 ) -> Budget:
     """Divide ``memory`` (None: a share of what is free) for ``sequences`` sequences.
+
+    Args:
+        resident: what the process has taken already; of this process unless given.
 
     Raises:
         BudgetTooSmall: not even one token's experts of one layer fit; says which
@@ -147,11 +151,13 @@ def plan_budget(
         raise UsageError(f"prefix_bytes is {prefix_bytes}, it must not be negative")
     record = store.layout.prefix_bytes(bits)
     total_records = len(store.manifest.layers) * store.manifest.num_experts
-    process = resident_bytes() + MARGIN
+    if resident is None:
+        resident = resident_bytes()
+    process = resident + MARGIN
     state = sequences * config.state_bytes(context)
     fixed = process + store.dense_bytes + state + prefix_bytes
     if memory is None:
-        memory = resident_bytes() + int(DEFAULT_SHARE * available_bytes())
+        memory = resident + int(DEFAULT_SHARE * available_bytes())
     chunks = PROMPT_CHUNKS if prompt_chunk is None else (prompt_chunk,)
     scratch = {size: scratch_bytes(config, size, k, sequences) for size in chunks}
     smallest = fixed + scratch[chunks[-1]] + k * record

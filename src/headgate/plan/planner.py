@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import headgate
-from headgate.engine.budget import DEFAULT_SHARE, Budget, plan_budget, resident_bytes
+from headgate.engine.budget import DEFAULT_SHARE, Budget, plan_budget
 from headgate.errors import BudgetTooSmall, UsageError
 from headgate.plan.forecast import LENGTH, Forecast, Setting
 from headgate.plan.hits import Hits, Routing, clusters
@@ -279,8 +279,7 @@ def _divide(model: Model, budget: int, context: int, k: int, bits: int) -> Budge
     The engine counts its own process as it stands; what this one has grown to by planning
     is none of its business.
     """
-    other = resident_bytes() - PROCESS_BYTES
-    other -= 0 if model.uniform else TOKEN_BYTES * model.vocab_size
+    resident = PROCESS_BYTES + (0 if model.uniform else TOKEN_BYTES * model.vocab_size)
     layout = model.layout(bits)
     store = SimpleNamespace(
         layout=layout,
@@ -296,9 +295,11 @@ def _divide(model: Model, budget: int, context: int, k: int, bits: int) -> Budge
         activation_width=10 * model.hidden_size + 2 * model.experts,
     )
     try:
-        return plan_budget(cast(Any, store), cast(Any, config), budget + other, context, k, bits)
+        return plan_budget(
+            cast(Any, store), cast(Any, config), budget, context, k, bits, resident=resident
+        )
     except BudgetTooSmall as error:
-        return -(-(error.smallest - other) // MIB) * MIB
+        return error.smallest
 
 
 def limit(forecast: Forecast) -> str:
