@@ -35,7 +35,8 @@ def test_it_says_where_it_listens_and_stops_when_told(
     )
     try:
         assert process.stderr is not None
-        said = "".join(process.stderr.readline() for _ in range(3))
+        # All of it: communicate() does not see what readline() has fetched beyond its line.
+        said = "".join(process.stderr.readline() for _ in range(4))
         found = re.search(r"headgate: serving 4-8 at (http://127\.0\.0\.1:\d+), to clients", said)
         assert found, said
         assert "context 256 tokens" in said and "lossy: expert-bits 3 (stored 4)" in said
@@ -64,7 +65,8 @@ def test_a_second_signal_cuts_an_answer_short_and_its_client_is_told(
     )
     try:
         assert process.stderr is not None
-        said = "".join(process.stderr.readline() for _ in range(3))
+        # All of it: communicate() does not see what readline() has fetched beyond its line.
+        said = "".join(process.stderr.readline() for _ in range(4))
         found = re.search(r" at (http://\S+)", said)
         assert found, said
         body = {"messages": ASK, "stream": True, "logit_bias": ENDLESS}

@@ -135,6 +135,8 @@ def test_every_field_has_a_name_and_focus_is_visible(page: Page) -> None:
             .filter(e => !e.labels?.length && !e.ariaLabel && !e.textContent.trim()).length"""
     )
     assert unnamed == 0
+    # It has no size, and takes no focus, before the first figures have come.
+    expect(page.locator("#heat-map")).to_be_visible()
     page.get_by_role("button", name="Theme").focus()
     for wanted in ("prompt", "send", "heat-map", None, None, None):
         page.keyboard.press("Tab")
