@@ -12,6 +12,7 @@ from typing import Any
 import headgate
 from headgate.engine import Engine
 from headgate.errors import UsageError
+from headgate.evals import gate
 from headgate.evals.engine_target import engine_target
 from headgate.evals.point import DIVERGENCE, expert_bytes_per_token
 from headgate.evals.run import run_suite, summarize
@@ -20,17 +21,6 @@ from headgate.evals.suites.items import Item, load_items, some, suite_file
 from headgate.evals.target import MAX_TOKENS, Target
 
 Note = Callable[[str], None]
-
-#: Options of an engine that the reference goes without.
-LOSSY = (
-    "expert_bits",
-    "experts_per_token",
-    "top_share",
-    "refine",
-    "router_mass",
-    "router_floor",
-    "prefer_cached",
-)
 
 
 @dataclass(frozen=True)
@@ -123,7 +113,7 @@ def _divergence(
     store: Path, options: dict[str, Any], request: Request, reference: Path
 ) -> dict[str, Any]:
     """One engine after the other: both at once would halve each other's memory."""
-    full = {name: value for name, value in options.items() if name not in LOSSY}
+    full = {name: value for name, value in options.items() if name not in gate.KNOBS}
 
     def passages(engine: Engine) -> list[divergence.Passage]:
         if request.text is not None:

@@ -17,7 +17,7 @@ from headgate.store import Store
 
 FILE = "quality.json"
 VERSION = 1
-#: Knobs that are chosen when an engine is loaded.
+#: Options of an engine that change its answers; a reference goes without.
 KNOBS = (
     "expert_bits",
     "experts_per_token",
