@@ -4,10 +4,11 @@
 
 Every round has a prefix of its own of a thousand tokens or a few more, and asks the demo
 model's server a question behind it (nothing is kept yet), another one (kept in memory), and
-after a restart of the server a third (kept on the drive), each time right after one behind a
-prefix that is new. Times are a streaming client's, to the first piece of the answer; shares
-are medians of those of each round, so that a busy machine matters less. Both servers have
-answered a question before. Answers are compared with those of a server that keeps nothing.
+after a restart of the server a third (kept on the drive, of which a server reads what was
+used last when it starts), each time right after one behind a prefix that is new. Times are a
+streaming client's, to the first piece of the answer; shares are medians of those of each
+round, so that a busy machine matters less. Both servers have answered a question before.
+Answers are compared with those of a server that keeps nothing.
 """
 
 from __future__ import annotations
@@ -138,11 +139,11 @@ def main() -> int:
             after = run(server, again, other)
         with Server(store, ["--prefix-memory", "0"], cache) as server:
             plain = run(server, [*asked, *again], warm)
-    for name, found in (("memory", before), ("the drive, after a restart", after)):
+    for name, found in (("in memory", before), ("over a restart", after)):
         nothing, kept = [x[0] for x in found[::2]], [x[0] for x in found[1::2]]
         share = statistics.median(b / a for a, b in zip(nothing, kept, strict=True))
         figures.tell("time to first token, nothing kept", _ms(nothing))
-        figures.tell(f"time to first token, kept in {name}", _ms(kept))
+        figures.tell(f"time to first token, kept {name}", _ms(kept))
         figures.check("  of that with nothing kept", f"{share:.3f}", f"<= {MOST}", share <= MOST)
         figures.tell("  tokens kept, least", str(min(count for *_, count in found[1::2])))
     same = sum(a[1] == b[1] for a, b in zip([*before, *after], plain, strict=True))

@@ -304,7 +304,7 @@ def test_states_that_depend_on_the_cache_are_not_kept(
     with pytest.raises(UsageError, match="cannot be kept"):
         PrefixCache(Engine.load(store, refine=True), memory=1 << 20, folder=tmp_path)
     modes: list[dict[str, Any]] = [{}, *PURE.values(), {"prefer_cached": 0.1}]
-    found = {identity_of(Engine.load(store, **mode), 64) for mode in modes}
+    found = {identity_of(Engine.load(store, **mode)) for mode in modes}
     assert len(found) == len(modes)
 
 

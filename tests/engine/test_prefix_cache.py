@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,8 +83,39 @@ def test_going_on_in_another_engine_gives_the_same_bits(
     cache, session = make(other), other.new_session()
     assert cache.restore(session, prompt) == 256
     assert np.array_equal(session.append(prompt[256:]), engine.new_session().append(prompt))
-    # What was read is in memory now.
+    assert cache.figures()["in_memory"] == 0
+    cache.remember(session)  # as it was then
     assert cache.figures()["in_memory"] == 1
+    again = other.new_session()
+    assert cache.restore(again, prompt) == 256 and again.restored is None
+    assert np.array_equal(again.append(prompt[256:]), session.engine.new_session().append(prompt))
+
+
+def test_what_was_used_last_is_read_before_it_is_asked_for(
+    engine: Engine, make: Make, tmp_path: Path
+) -> None:
+    prompts, cache = [tokens(70, n) for n in range(4)], make()
+    for at, prompt in enumerate(prompts):
+        assert cache.save(after(engine, prompt[:64]))
+        cache.flush()
+        os.utime(
+            next(x for x in (tmp_path / "kept").iterdir() if x.stat().st_mtime > 1e6), (at, at)
+        )
+    damaged = sorted((tmp_path / "kept").iterdir(), key=lambda x: x.stat().st_mtime)[2]
+    data = bytearray(damaged.read_bytes())
+    data[500] ^= 1
+    damaged.write_bytes(data)
+    os.utime(damaged, (2, 2))
+    cache = make(memory=4 * size_of(engine, 64) + 100)
+    cache.preload()
+    until = time.monotonic() + 30
+    while cache.figures()["in_memory"] < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    cache.close()
+    shutil.rmtree(tmp_path / "kept")
+    found = [cache.restore(engine.new_session(), prompt) for prompt in prompts]
+    assert found == [0, 64, 0, 64]  # half of the memory, and not the damaged one
+    assert cache.figures()["memory_bytes"] == 2 * size_of(engine, 64)
 
 
 def test_only_what_begins_the_prompt_is_found(engine: Engine, make: Make) -> None:
@@ -114,13 +147,44 @@ def test_other_settings_and_stores_have_states_of_their_own(
     assert make().longest(prompt) == 64
 
 
+def test_states_at_the_ends_of_turns_are_kept(engine: Engine, make: Make) -> None:
+    (stop, *_), prompt = sorted(engine.stop_ids), tokens(300, 9)
+    cuts = [1, 30, 63, 64, 65, 120, 256]
+    for at in cuts:
+        prompt[at - 1] = stop
+    whole = engine.new_session().append(prompt)
+    for at in cuts:
+        cache, session = make(disk=0), engine.new_session()
+        assert cache.save(after(engine, prompt[:at]))
+        assert cache.restore(session, prompt) == at
+        assert np.array_equal(session.append(prompt[at:]), whole)
+
+
+@pytest.mark.parametrize("chunk", [16, 48, 64, 100, 512])
+def test_a_prompt_of_turns_begins_behind_the_last_one_that_is_shared(
+    demo_store: DemoStore, chunk: int
+) -> None:
+    engine = Engine.load(demo_store(4, 8), sequences=2, prompt_chunk=chunk)
+    (stop, *_), rng = sorted(engine.stop_ids), np.random.default_rng(chunk)
+    system, *turns = [[5, *tokens(int(rng.integers(3, 90)), n), stop] for n in range(9)]
+    cache = PrefixCache(engine, memory=MEMORY, disk=0)
+    with Scheduler(engine, prefix_cache=cache) as scheduler:
+        prompt, known = system, range(0, 1)
+        for turn in turns:
+            prompt = prompt + turn
+            ticket = scheduler.submit([*prompt, 5, 6], options(3), snapshot_at=(len(prompt) + 1,))
+            assert answer(ticket) == alone(engine, [*prompt, 5, 6], 3)
+            assert figures(ticket).cached_tokens in known
+            known = range(len(prompt), len(prompt) + 2)  # the 5 is shared, and may be a cut
+
+
 def test_states_off_the_grid_are_not_kept(engine: Engine, make: Make) -> None:
     cache, prompt = make(disk=0), tokens(128, 5)
     answered = after(engine, prompt[:63])
     answered.append([7])  # as an answer's token is: a position of the grid, other bits
     answered.append([8])
     for session in (answered, after(engine, prompt[:100]), engine.new_session()):
-        with pytest.raises(UsageError, match="multiples of 64"):
+        with pytest.raises(UsageError, match="multiple of 64 tokens"):
             cache.save(session)
 
 

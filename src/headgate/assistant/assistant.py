@@ -217,8 +217,12 @@ class Assistant:
 
     def _prompt(self, request: ChatRequest) -> Prompt:
         with self._lock:
-            template = self.template
-        return PromptBuilder(template, self.tokenizer).build(request)
+            prompts = self._prompts
+        return prompts.build(request)
+
+    @cached_property
+    def _prompts(self) -> PromptBuilder:
+        return PromptBuilder(self.template, self.tokenizer)
 
     def _constraint(self, prepared: Prepared) -> TokenConstraint | None:
         thinking, budget = prepared.prompt.thinking, prepared.request.thinking_budget

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +31,8 @@ class Prompt:
     Attributes:
         ids: its tokens.
         thinking: whether the answer begins inside the reasoning.
-        boundaries: ascending positions in ``ids`` at which other prompts may part
-            from this one: after the system and tools block, before the last question,
+        boundaries: ascending positions in ``ids`` up to which other prompts may be the
+            same as this one: after the system and tools block, before the last question,
             after the last message.
     """
 
@@ -61,7 +62,7 @@ class PromptBuilder:
 
         try:
             text = render(messages, True)
-            ids = self._tokenizer.encode(text)
+            ids, ends = self._tokenizer.encode_with_ends(text)
         except InvalidRequest:
             raise
         except UsageError as error:
@@ -70,23 +71,10 @@ class PromptBuilder:
             raise InvalidRequest("messages", "a text is not valid Unicode") from None
         except RecursionError:
             raise InvalidRequest("messages", "a value is nested too deeply") from None
-        return Prompt(
-            ids, opens_thinking(text), self._positions(text, ids, _cuts(render, messages))
-        )
-
-    def _positions(
-        self, text: str, ids: list[int], prefixes: Sequence[str | None]
-    ) -> tuple[int, ...]:
-        """Numbers of tokens of those ``prefixes`` of ``text`` whose tokens are also the
-        first tokens of ``ids``."""
-        positions, done, count = [], 0, 0
-        for size in sorted({len(p) for p in prefixes if p and text.startswith(p)}):
-            part = self._tokenizer.encode(text[done:size])
-            if ids[count : count + len(part)] != part:
-                continue
-            done, count = size, count + len(part)
-            positions.append(count)
-        return tuple(at for at in positions if at >= SHORTEST)
+        cuts = {len(p) for p in _cuts(render, messages) if p and text.startswith(p)}
+        positions = {bisect_right(ends, cut) for cut in cuts}
+        boundaries = tuple(sorted(at for at in positions if at >= SHORTEST))
+        return Prompt(ids, opens_thinking(text), boundaries)
 
 
 def _shown_tools(request: ChatRequest) -> Sequence[Tool] | None:

@@ -34,6 +34,12 @@ class Tokenizer:
         nothing is added."""
         return list(self._inner.encode(text, add_special_tokens=False).ids)
 
+    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+        """Token ids as of :meth:`encode`, and where in ``text`` each token ends, in
+        characters; white space at a token's end may not be counted."""
+        found = self._inner.encode(text, add_special_tokens=False)
+        return list(found.ids), [end for _, end in found.offsets]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids``, markup included."""
         return str(self._inner.decode(list(ids), skip_special_tokens=False))

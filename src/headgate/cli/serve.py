@@ -144,6 +144,8 @@ def serve(
             if recorder is not None:
                 recorder.close()
 
+        if prefixes is not None:
+            prefixes.preload()
         print(_greeting(assistant, url_of(listening), key, profile), file=sys.stderr, flush=True)
         serve_app(create_app(assistant, options), listening, close)
     print("headgate: stopped", file=sys.stderr)

@@ -80,7 +80,7 @@ class Running:
         ids = self.ticket.prompt[self.done : self.until]
         return Part(ids, self.session.state, marks)
 
-    def advance(self, engine: Engine, part: Part, x: Array, cache: PrefixCache | None) -> None:
+    def advance(self, engine: Engine, part: Part, x: Array) -> None:
         """The pass has appended ``part``; x [T, hidden] is what came out."""
         self.session.tokens += part.ids
         if not self.prompt_left:
@@ -88,10 +88,13 @@ class Running:
         if self.figures.prompt_logprobs is not None:
             self._score(engine, x, self.figures.prompt_logprobs)
         self.done += len(part.ids)
-        for position, copies in part.marked.items():
-            assert cache is not None
-            cache.keep(self.session.tokens, self.session.state, position, copies)
         self._report_progress()
+
+    def keep(self, part: Part, cache: PrefixCache) -> None:
+        """Keep what was copied while ``part`` was appended."""
+        cache.remember(self.session)
+        for position, copies in part.marked.items():
+            cache.keep(self.session.tokens, self.session.state, position, copies)
 
     def _score(self, engine: Engine, x: Array, steps: list[Step]) -> None:
         """Log-probabilities of the prompt's tokens that follow those of x."""
@@ -134,11 +137,20 @@ def run_batch(engine: Engine, chosen: Sequence[Running], cache: PrefixCache | No
             running.error = part.error
             if part.error is None:
                 with _own_errors(running):
-                    running.advance(engine, part, x, cache)
+                    running.advance(engine, part, x)
+        _share(engine.experts.stats, before, chosen, [len(part.ids) for part in parts])
+        _accept(engine, chosen, rows)
+        if cache is not None:  # now that everybody has got a token
+            for running, part in zip(chosen, parts, strict=True):
+                if running.error is None:
+                    with _own_errors(running):
+                        running.keep(part, cache)
     finally:
         if cache is not None:
             cache.break_promises()
-    _share(engine.experts.stats, before, chosen, [len(part.ids) for part in parts])
+
+
+def _accept(engine: Engine, chosen: Sequence[Running], rows: Sequence[Array]) -> None:
     ready = [
         (running, x[-1:])
         for running, x in zip(chosen, rows, strict=True)

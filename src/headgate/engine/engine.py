@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from headgate.chat.tokenizer import Tokenizer
 from headgate.engine.budget import Budget, plan_budget
+from headgate.engine.chunks import Cuts, grid_of
 from headgate.engine.mixed import plan_mixed
 from headgate.engine.session import Session
 from headgate.engine.states import StatePool
@@ -117,7 +118,10 @@ class Engine:
             **mixed.knobs,
         }
         self.ops = ops if instrument is None else instrument(ops)
-        self.model = load_model(self.config, self._dense_weights(), self.ops, k, mixed.routing)
+        self.model = load_model(
+            self.config, self._dense_weights(), self.ops, k, mixed.routing, self.stop_ids
+        )
+        self.cuts = Cuts(grid_of(self.budget.prompt_chunk), self.stop_ids)
         self.states = StatePool(lambda: self.model.new_state(self.context), sequences)
         options = tuned(
             stream or StreamOptions(),

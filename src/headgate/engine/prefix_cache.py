@@ -1,8 +1,8 @@
 """States after prefixes of prompts, kept so that another prompt can begin from them.
 
-A state is kept as it is, in float32, and at positions of the grid on which prompts may be
-cut (:mod:`headgate.engine.chunks`). So what follows is the same, bit for bit, as if the
-prefix had been processed again.
+A state is kept as it is, in float32, and where prompts may be cut
+(:mod:`headgate.engine.chunks`). So what follows is the same, bit for bit, as if the prefix
+had been processed again.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from headgate.engine.chunks import grid_of
-from headgate.engine.prefix_files import PrefixFiles
+from headgate.engine.prefix_files import PrefixFiles, key_of
 from headgate.engine.snapshot import VERSION, Floats, Snapshot
 from headgate.errors import UsageError
 from headgate.models import State
@@ -62,12 +61,12 @@ class PrefixCache:
     ) -> None:
         if engine.depends_on_cache:
             raise UsageError("states cannot be kept: with refine they depend on what was in memory")
-        self._config, self._ops = engine.config, engine.ops
-        self.grid = grid_of(engine.budget.prompt_chunk)
+        self._config, self._ops, self._new_state = engine.config, engine.ops, engine.model.new_state
+        self._cuts = engine.cuts
         self.memory = engine.budget.prefixes if memory is None else memory
         if self.memory < 0 or disk < 0:
             raise UsageError("the limits of a prefix cache must not be negative")
-        self.identity = identity_of(engine, self.grid)
+        self.identity = identity_of(engine)
         self._files: PrefixFiles | None = None
         if disk:
             folder = cache_folder() / "prefixes" if folder is None else folder
@@ -80,6 +79,7 @@ class PrefixCache:
         self._promised: dict[bytes, int] = {}
         self._closing = False
         self._writer: threading.Thread | None = None
+        self._reader: threading.Thread | None = None
 
     # Finding
 
@@ -96,12 +96,23 @@ class PrefixCache:
         ids = np.asarray(prompt, "<i4")
         for key, length in self._candidates(ids[:-1]):
             arrays = [self._ops.to_numpy(array) for array in session.state.arrays(length)]
-            if self._read(key, ids[:length], arrays):
+            in_memory = self._copy(key, ids[:length], arrays)
+            if in_memory or self._read(key, ids[:length], arrays):
                 session.state.length = length
                 session.tokens = list(prompt[:length])
+                if not in_memory:
+                    session.restored = length, session.state.marks()
                 return length
             session.state.clear()
         return 0
+
+    def remember(self, session: Session) -> None:
+        """Keep in memory what was read from the drive for a session, for the next one.
+        Takes time, so it is done when there is some."""
+        if session.restored is not None:
+            (length, marked), session.restored = session.restored, None
+            if self._promise(self._key(np.asarray(session.tokens[:length], "<i4")), length):
+                self.keep(session.tokens, session.state, length, marked)
 
     def _candidates(self, ids: npt.NDArray[np.int32]) -> list[tuple[bytes, int]]:
         """(key, length) of the kept prefixes of ``ids``, longest first."""
@@ -118,22 +129,51 @@ class PrefixCache:
                 found.append((key, length))
         return found[::-1]
 
-    def _read(self, key: bytes, tokens: npt.NDArray[np.int32], arrays: Sequence[Floats]) -> bool:
+    def _copy(self, key: bytes, tokens: npt.NDArray[np.int32], arrays: Sequence[Floats]) -> bool:
         with self._lock:
             snapshot = self._kept.get(key)
-            if snapshot is not None:
-                self._kept.move_to_end(key)
-        if snapshot is not None:
-            if not np.array_equal(snapshot.tokens, tokens):
+            if snapshot is None or not np.array_equal(snapshot.tokens, tokens):
                 return False
-            for array, kept in zip(arrays, snapshot.arrays, strict=True):
-                array[:] = kept
-            return True
-        if self._files is None or not self._files.read(key, tokens, arrays):
-            return False
-        if self._promise(key, len(tokens)):  # the next one finds it in memory
-            self._insert(key, Snapshot(tokens.copy(), [array.copy() for array in arrays]))
+            self._kept.move_to_end(key)
+        for array, kept in zip(arrays, snapshot.arrays, strict=True):
+            array[:] = kept
         return True
+
+    def _read(self, key: bytes, tokens: npt.NDArray[np.int32], arrays: Sequence[Floats]) -> bool:
+        if self._files is None:
+            return False
+        found = self._files.read(key, len(tokens), arrays)
+        return found is not None and np.array_equal(found, tokens)
+
+    # Reading before it is asked for
+
+    def preload(self) -> None:
+        """Begin to read what was used last into memory, up to half of it, on a thread of
+        its own: those who were here before a restart are the likeliest to come."""
+        if self._files is not None and self._reader is None:
+            self._reader = threading.Thread(
+                target=self._preload, name="headgate-preload", daemon=True
+            )
+            self._reader.start()
+
+    def _preload(self) -> None:
+        assert self._files is not None
+        for key, length in self._files.newest():
+            nbytes = self._nbytes(length)
+            with self._lock:
+                if self._closing or self._used + nbytes > self.memory // 2:
+                    return
+                if key in self._kept:
+                    continue
+                self._used += nbytes
+            arrays = [self._ops.to_numpy(x) for x in self._new_state(length).arrays(length)]
+            tokens = self._files.read(key, length, arrays, used=False)
+            with self._lock:
+                if tokens is None or key in self._kept or key in self._promised:
+                    self._used -= nbytes
+                else:
+                    self._kept[key] = Snapshot(tokens, arrays)
+                    self._kept.move_to_end(key, last=False)  # older than what is there
 
     # Keeping
 
@@ -141,14 +181,15 @@ class PrefixCache:
         """Keep a session's state as it is now; whether there is room for it.
 
         Raises:
-            UsageError: it is at no position of the grid, or tokens were appended
-                off the grid, as those of an answer are: going on from it would not give
-                the bits of a prompt.
+            UsageError: it is at no cut, or tokens were appended where there was none, as
+                those of an answer are: going on from it would not give the bits of a
+                prompt.
         """
         length = len(session.tokens)
-        if not session.on_grid or length % self.grid or not length:
+        if not length or not session.at_cuts or not self._cuts.has(session.tokens, length):
             raise UsageError(
-                f"a state can be kept after prompts, at multiples of {self.grid} tokens"
+                "a state can be kept after prompts, at the end of a turn or a multiple of "
+                f"{self._cuts.grid} tokens"
             )
         if not self.promise(session.tokens, 0, length, [length]):
             return False
@@ -159,9 +200,9 @@ class PrefixCache:
         self, tokens: Sequence[int], start: int, end: int, positions: Iterable[int]
     ) -> tuple[int, ...]:
         """Positions in (start, end] at which a state should be copied, because ``positions``
-        ask for it, moved down to the grid. Room is made for them; each must be passed to
+        ask for it, moved down to a cut. Room is made for them; each must be passed to
         :meth:`keep` or :meth:`break_promises` called."""
-        wanted = {position // self.grid * self.grid for position in positions}
+        wanted = {self._cuts.last(tokens, x) for x in positions if x <= len(tokens)}
         ids = np.asarray(tokens[:end], "<i4")
         inside = sorted(position for position in wanted if start < position <= end)
         # The last first: it serves the next turn of the same conversation.
@@ -192,10 +233,13 @@ class PrefixCache:
             self._promised.clear()
 
     def _key(self, ids: npt.NDArray[np.int32]) -> bytes:
-        return hashlib.sha256(self.identity + ids.tobytes()).digest()[:16]
+        return key_of(self.identity, ids)
+
+    def _nbytes(self, length: int) -> int:
+        return self._config.state_bytes(length) + 4 * length
 
     def _promise(self, key: bytes, length: int) -> bool:
-        nbytes = self._config.state_bytes(length) + 4 * length
+        nbytes = self._nbytes(length)
         with self._lock:
             if key in self._promised or nbytes > self.memory:
                 return False
@@ -269,8 +313,9 @@ class PrefixCache:
             self._closing = True
             self._unwritten.clear()
             self._lock.notify_all()
-        if self._writer is not None:
-            self._writer.join(timeout)
+        for thread in (self._reader, self._writer):
+            if thread is not None:
+                thread.join(timeout)
 
     def figures(self) -> dict[str, int]:
         """Bytes and snapshots in memory and on the drive."""
@@ -285,9 +330,15 @@ class PrefixCache:
             }
 
 
-def identity_of(engine: Engine, grid: int) -> bytes:
+def identity_of(engine: Engine) -> bytes:
     """What a state depends on beside the tokens: the store, the knobs, the program."""
-    settings = {"knobs": engine.knobs, "grid": grid, "format": VERSION, "by": version("headgate")}
+    settings = {
+        "knobs": engine.knobs,
+        "grid": engine.cuts.grid,
+        "turn_ends": sorted(engine.cuts.turn_ends),
+        "format": VERSION,
+        "by": version("headgate"),
+    }
     digest = hashlib.sha256(engine.store.manifest.to_bytes())
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.digest()

@@ -7,6 +7,7 @@ nothing unusual.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import sys
@@ -28,6 +29,11 @@ from headgate.engine.snapshot import (
 )
 
 _NAME = re.compile(r"([0-9a-f]{16})-(\d{1,9})-([0-9a-f]{32})\.prefix")
+
+
+def key_of(identity: bytes, tokens: npt.NDArray[np.int32]) -> bytes:
+    """What the snapshot behind ``tokens`` is found by: 16 bytes."""
+    return hashlib.sha256(identity + tokens.astype("<i4", copy=False).tobytes()).digest()[:16]
 
 
 @dataclass(frozen=True)
@@ -80,14 +86,32 @@ class PrefixFiles:
         self.lengths[key] = len(snapshot.tokens)
         self.nbytes += size
 
-    def read(self, key: bytes, tokens: npt.NDArray[np.int32], arrays: Sequence[Floats]) -> bool:
-        """Read a snapshot into ``arrays``, which are of no meaning if this is false. A
-        file that is damaged, or holds something else, is removed."""
-        path = self.path(key, len(tokens))
+    def newest(self) -> list[tuple[bytes, int]]:
+        """(key, tokens) of what is there, most recently used first."""
+        files = self._look()[::-1]
+        known = {self.path(key, length).name: (key, length) for key, length in self.lengths.items()}
+        return [known[file.path.name] for file in files if file.path.name in known]
+
+    def read(
+        self, key: bytes, length: int, arrays: Sequence[Floats], used: bool = True
+    ) -> npt.NDArray[np.int32] | None:
+        """Read the snapshot of ``length`` tokens into ``arrays``, which are of no meaning
+        if there is none. A file that is damaged, or holds something else, is removed.
+
+        Args:
+            used: count it as used now.
+
+        Returns:
+            the tokens, int32 [length], or None.
+        """
+        path = self.path(key, length)
         try:
-            read_snapshot(path, self.identity, tokens, arrays)
-            os.utime(path)
-            return True
+            tokens = read_snapshot(path, self.identity, length, arrays)
+            if key_of(self.identity, tokens) != key:
+                raise DamagedSnapshot("it holds other tokens")
+            if used:
+                os.utime(path)
+            return tokens
         except DamagedSnapshot as error:
             print(f"headgate: note: removed the kept prefix {path}: {error}", file=sys.stderr)
             self._remove(path)
@@ -99,7 +123,7 @@ class PrefixFiles:
                 file=sys.stderr,
             )
         self.lengths.pop(key, None)
-        return False
+        return None
 
     def _remove(self, path: Path) -> None:
         path.unlink(missing_ok=True)

@@ -6,12 +6,12 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from headgate.engine.chunks import chunk_end, grid_of
+from headgate.engine.chunks import chunk_end
 from headgate.engine.sampling import Sampling
 from headgate.engine.turn import FinishReason, TokenConstraint, TurnOptions
 from headgate.errors import UsageError
@@ -63,16 +63,19 @@ class Session:
     Attributes:
         tokens: all tokens so far.
         state: what the model remembers of them.
-        on_grid: whether nothing but whole prompts has been appended, each at a position
-            of the grid (:mod:`headgate.engine.chunks`).
+        at_cuts: whether nothing but whole prompts has been appended, each at a cut
+            (:mod:`headgate.engine.chunks`).
         generation: figures of the last :meth:`generate`.
+        restored: (length, :meth:`headgate.models.State.marks`) of a state that was read
+            from a file, until :meth:`headgate.engine.PrefixCache.remember` takes it.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.tokens: list[int] = []
-        self.on_grid = True
+        self.at_cuts = True
         self.generation: Generation | None = None
+        self.restored: tuple[int, dict[int, tuple[Any, ...]]] | None = None
         self.state = engine.states.take()
         self._release = weakref.finalize(self, engine.states.give_back, self.state)
         self._release.atexit = False
@@ -113,7 +116,7 @@ class Session:
             else:
                 until = min(start + chunk, end)
             part = list(ids[start - begin : until - begin])
-            self.on_grid &= start % grid_of(engine.budget.prompt_chunk) == 0
+            self.at_cuts &= engine.cuts.has(self.tokens, start)
             logits = engine.model.forward(part, self.state, engine.experts, all_logits, drawn)
             self.tokens += part
             if all_logits or until == end:

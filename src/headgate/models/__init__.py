@@ -56,6 +56,7 @@ def load_model(
     ops: Ops,
     experts_per_token: int,
     routing: Routing | None = None,
+    turn_ends: frozenset[int] = frozenset(),
 ) -> Qwen35Moe:
     """The forward pass for a configuration."""
-    return Qwen35Moe(config, weights, ops, experts_per_token, routing)
+    return Qwen35Moe(config, weights, ops, experts_per_token, routing, turn_ends)

@@ -7,14 +7,16 @@ A pass takes tokens of several sequences. Their rows go through products, router
 experts together; only the mixers see one sequence at a time. Row i of an operation
 depends on row i alone, so a sequence gets the same bits in any company. A mixer's
 arithmetic depends on how many tokens it is given; it is given them in pieces that end at
-multiples of :data:`GRID`, so that where a prompt is cut, if cut there, changes no bit.
+multiples of :data:`GRID` and behind the ends of turns, so that where a prompt is cut, if
+cut there, changes no bit.
 
 Arrays belong to the operations; of their rows, ``x[a:b]`` is taken and assigned here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -28,8 +30,9 @@ from headgate.models.spec import ExpertSource, Part
 from headgate.ops import Array, AttentionShape, DeltaShape, Ops, Weight
 from headgate.ops.weights import as_float
 
-#: Positions at which a prompt may be cut, and its state kept, without changing a bit: the
-#: chunked delta rule works on this many tokens at a time.
+#: Multiples of this are positions at which a prompt may be cut, and its state kept, without
+#: changing a bit: the chunked delta rule works on so many tokens at a time. The ends of
+#: turns are others.
 GRID = 64
 
 
@@ -40,6 +43,7 @@ class Qwen35Moe:
         weights: every tensor of ``config.dense_tensors()``.
         experts_per_token: routed experts; the trained number or fewer.
         routing: what else is done to the router's choice; None for nothing.
+        turn_ends: tokens that end a turn of a conversation.
     """
 
     def __init__(
@@ -49,7 +53,9 @@ class Qwen35Moe:
         ops: Ops,
         experts_per_token: int,
         routing: Routing | None = None,
+        turn_ends: frozenset[int] = frozenset(),
     ) -> None:
+        self._turn_ends = turn_ends
         self.config, self.ops, self.experts_per_token = config, ops, experts_per_token
         self.routing = routing
         self._attention_shape = AttentionShape(
@@ -162,9 +168,10 @@ class Qwen35Moe:
         """
         ops, eps = self.ops, self.config.rms_norm_eps
         x = ops.embed(self._embedding, [token for part in parts for token in part.ids])
+        pieces = [_Pieces.of(part, self._turn_ends) for part in parts]
         for number, layer in enumerate(self._layers):
             h = ops.rms_norm(x, layer["input_layernorm"], eps)
-            x = ops.add(x, self._mix(h, layer, number, parts))
+            x = ops.add(x, self._mix(h, layer, number, pieces))
             h = ops.rms_norm(x, layer["post_attention_layernorm"], eps)
             x = self._moe(x, h, layer, number, experts, parts)
             if all(part.error for part in parts):
@@ -177,27 +184,25 @@ class Qwen35Moe:
         ends = np.cumsum(sizes).tolist()
         return [x[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
-    def _mix(self, h: Array, layer: dict[str, Any], number: int, parts: Sequence[Part]) -> Array:
-        if isinstance(parts[0].state.layers[number], DeltaState):
-            return self._linear_attention(h, layer, number, parts)
-        return self._full_attention(h, layer, number, parts)
-
-    def _each(
-        self, parts: Sequence[Part], cuts: Callable[[Part], Iterable[int]], call: _Mixer
+    def _mix(
+        self, h: Array, layer: dict[str, Any], number: int, pieces: Sequence[_Pieces]
     ) -> Array:
-        """``call`` for every piece of every part, and its rows in one array."""
+        if self.config.layer_types[number] == LINEAR:
+            return self._linear_attention(h, layer, number, pieces)
+        return self._full_attention(h, layer, number, pieces)
+
+    def _each(self, work: Sequence[tuple[Part, list[int]]], call: _Mixer) -> Array:
+        """``call`` for the pieces between the positions of each part; their rows in one
+        array."""
         out, row = [], 0
-        for part in parts:
-            start = part.state.length
-            end = start + len(part.ids)
-            inside = [cut for cut in cuts(part) if start < cut < end]
-            for a, b in pairwise([start, *inside, end]):
+        for part, positions in work:
+            for a, b in pairwise(positions):
                 out.append(call(part, a, row, row + b - a))
                 row += b - a
         return _joined(self.ops, out)
 
     def _full_attention(
-        self, h: Array, layer: dict[str, Any], number: int, parts: Sequence[Part]
+        self, h: Array, layer: dict[str, Any], number: int, pieces: Sequence[_Pieces]
     ) -> Array:
         q, k, v = self.ops.linear(
             h, layer["self_attn.q_proj"], layer["self_attn.k_proj"], layer["self_attn.v_proj"]
@@ -217,11 +222,11 @@ class Qwen35Moe:
                 start,
             )
 
-        out = self._each(parts, _grid, attend)
+        out = self._each([(p.part, p.attention) for p in pieces], attend)
         return self.ops.linear(out, layer["self_attn.o_proj"])[0]
 
     def _linear_attention(
-        self, h: Array, layer: dict[str, Any], number: int, parts: Sequence[Part]
+        self, h: Array, layer: dict[str, Any], number: int, pieces: Sequence[_Pieces]
     ) -> Array:
         qkv, z = self.ops.linear(
             h, layer["linear_attn.in_proj_qkv"], layer["linear_attn.in_proj_z"]
@@ -250,7 +255,7 @@ class Qwen35Moe:
                 part.marked.setdefault(start + b - a, {})[number] = copies
             return out
 
-        out = self._each(parts, lambda part: part.marks, advance)
+        out = self._each([(p.part, p.delta) for p in pieces], advance)
         return self.ops.linear(out, layer["linear_attn.out_proj"])[0]
 
     def _moe(
@@ -343,9 +348,34 @@ class Qwen35Moe:
 _Mixer = Callable[[Part, int, int, int], Array]
 
 
-def _grid(part: Part) -> Iterable[int]:
-    first = part.state.length // GRID + 1
-    return range(first * GRID, part.state.length + len(part.ids), GRID)
+@dataclass
+class _Pieces:
+    """Where the pieces of a part begin and end, from its first position to its end.
+
+    Attributes:
+        attention: at every multiple of the grid and end of a turn.
+        delta: fewer, because the chunked delta rule counts the grid from where a piece
+            begins: only where that is not at a multiple of it.
+    """
+
+    part: Part
+    attention: list[int]
+    delta: list[int]
+
+    @classmethod
+    def of(cls, part: Part, turn_ends: frozenset[int]) -> _Pieces:
+        start = part.state.length
+        end = start + len(part.ids)
+        if end - start == 1:
+            return cls(part, [start, end], [start, end])
+        turns = [start + i for i, token in enumerate(part.ids, 1) if token in turn_ends]
+        grid = range(start // GRID * GRID + GRID, end, GRID)
+        aligned = [-(-at // GRID) * GRID for at in (start, *turns)]
+        return cls(
+            part,
+            sorted({start, *turns, *grid, end}),
+            sorted({start, *turns, *(at for at in aligned if at < end), *part.marks, end}),
+        )
 
 
 def _joined(ops: Ops, rows: Sequence[Array]) -> Array:

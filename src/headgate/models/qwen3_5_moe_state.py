@@ -43,6 +43,15 @@ class State:
                 found += [layer.keys[:length], layer.values[:length]]
         return found
 
+    def marks(self) -> dict[int, tuple[Array, ...]]:
+        """Copies, by layer, of what cannot be told from a later state."""
+        layers = enumerate(self.layers)
+        return {
+            number: (layer.conv.copy(), layer.rule.copy())
+            for number, layer in layers
+            if isinstance(layer, DeltaState)
+        }
+
     def copy(
         self, length: int, marked: Mapping[int, tuple[Array, ...]] | None = None
     ) -> list[Array]:
