@@ -10,7 +10,7 @@ Real processes on the embedded demo model, with short runs:
 * a program that measures and is killed: resumed, and its half pair not counted.
 
     python benchmarks/lab_checks.py                  # 100 A/A experiments, about 3 hours
-    python benchmarks/lab_checks.py --quick          # 3, to see it work
+    python benchmarks/lab_checks.py --experiments 3  # to see it work
 
 Nothing else may run on the machine. The ledger is kept (--ledger) and can be shown with
 `headgate lab report --ledger FILE`. The same claims on a simulated machine are tests
@@ -116,14 +116,14 @@ def _be_killed(path: Path, store: Store) -> None:
 def main() -> int:
     """Run all of it; 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="3 A/A experiments, not 100")
+    parser.add_argument("--experiments", type=int, default=100, help="A/A; 3 to see it work")
     parser.add_argument("--ledger", type=Path, help="a temporary one if not given")
     options = parser.parse_args()
     store, began = Store.open(demo_store()), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="headgate-lab-") as folder:
         path = options.ledger or Path(folder) / "ledger.sqlite"
         ledger = Ledger(path)
-        count = 3 if options.quick else 100
+        count = options.experiments
         verdicts = [
             experiment(ledger, store, "A/A", Planted(), seed).verdict for seed in range(count)
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -182,7 +183,9 @@ def test_bad_input_is_refused_in_one_line(
 # -- what follows a profile
 
 
-def test_run_follows_the_profile_and_says_so(headgate: Headgate, store: Store) -> None:
+def test_run_and_chat_follow_the_profile_and_say_so(
+    headgate: Headgate, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     key, machine = profile_file(store, cache_folder()).stem.split("-")
     found = Profile(key, machine, {"threads": 1, "depth": 4}, 1, "decode", 1.25, 1.1, 7, "/l")
     path = save_profile(found, store, cache_folder())
@@ -195,6 +198,10 @@ def test_run_follows_the_profile_and_says_so(headgate: Headgate, store: Store) -
         assert "profile: experiment 7, decode x 1.25 (threads 1, depth 4)" in done.stderr
         without = headgate(*question, "--no-profile")
         assert "profile" not in without.stderr and without.stdout == done.stdout
+        monkeypatch.setattr("sys.stdin", io.StringIO("Which country is Oslo in?\n"))
+        chat = headgate("chat", store.path)
+        assert "profile: experiment 7, decode x 1.25 (threads 1, depth 4)" in chat.stderr
+        assert chat.stdout == done.stdout
         path.write_text("{")
         assert "--no-profile" in headgate.refuses(*question)
     finally:

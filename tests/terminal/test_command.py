@@ -155,6 +155,13 @@ def test_lines_from_a_pipe_are_answered_plainly_up_to_an_error(demo_store: DemoS
     assert done.stderr == "headgate: error: cannot read /no/file: No such file or directory\n"
 
 
+def test_lossy_answers_are_said_to_be(demo_store: DemoStore) -> None:
+    command = [sys.executable, "-m", "headgate", "chat", str(demo_store(4)), "--expert-bits", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, input="Hello?\n")
+    assert done.returncode == 0 and done.stdout
+    assert done.stderr.startswith("headgate: lossy: expert-bits 2 (stored 4): the quality of ")
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -12,6 +12,10 @@ import typer
 from headgate.demo import demo_store
 from headgate.engine import Engine, Sampling, parse_size
 from headgate.engine.budget import default_prefix_bytes
+from headgate.evals import gate
+from headgate.paths import cache_folder
+from headgate.store import Store
+from headgate.stream.profile import load_profile, profile_options
 
 
 def chat(
@@ -74,6 +78,9 @@ def chat(
         int | None, typer.Option(help="Lossy: fewer experts than the model was trained with.")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="One per core if not given.")] = None,
+    no_profile: Annotated[
+        bool, typer.Option("--no-profile", help="Without what `headgate lab search` found.")
+    ] = False,
 ) -> None:
     """Talk to a model: `headgate chat STORE`, or `headgate chat` for the demo.
 
@@ -107,16 +114,24 @@ def chat(
         for name in allow or ():
             box.allow(name)
         budget = parse_size(memory) if memory else None
+        path = demo_store() if store is None else store
+        profile = None if no_profile else load_profile(Store.open(path), cache_folder())
         engine = Engine.load(
-            demo_store() if store is None else store,
+            path,
             memory=budget,
             context=context,
             experts_per_token=experts_per_token,
             expert_bits=expert_bits,
-            threads=threads,
             prefix_bytes=default_prefix_bytes(budget),
+            **profile_options(profile, threads=threads, memory=budget),
         )
+        if profile is not None:
+            print(f"headgate: profile: {profile.name}", file=sys.stderr)
+        if engine.lossy:
+            known = gate.describe(engine.store, engine.knobs)
+            print(f"headgate: lossy: {'; '.join(engine.lossy)}: {known}", file=sys.stderr)
         prefixes = PrefixCache(engine)
+        prefixes.preload()
         assistant = Assistant(
             engine,
             sequences=1,
