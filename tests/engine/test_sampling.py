@@ -40,6 +40,13 @@ def test_temperature_one_draws_the_distribution() -> None:
         assert found[token] == pytest.approx(p, abs=0.03)
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-46, 1e-40, 1e-7, 1e-5])
+def test_hardly_any_temperature_takes_the_likeliest(temperature: float) -> None:
+    logits = np.array([-3e4, 1.0, 2e4, 1.5e4, -np.inf], np.float32)
+    sampler = Sampler(Sampling(temperature=temperature, seed=1), np.ones(5, np.bool_))
+    assert [sampler.choose(logits, []) for _ in range(5)] == [2] * 5
+
+
 def test_low_temperature_sharpens() -> None:
     p = np.array([0.5, 0.2, 0.15, 0.1, 0.05]) ** 2
     assert draw(temperature=0.5)[0] == pytest.approx(p[0] / p.sum(), abs=0.03)

@@ -11,12 +11,17 @@ import numpy.typing as npt
 from headgate.errors import UsageError
 
 
+#: A lower temperature would leave float32's range before it changed a choice.
+COLDEST = 1e-6
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are drawn; the default is greedy.
 
     Attributes:
-        temperature: 0 takes the likeliest token.
+        temperature: 0 takes the likeliest token, and so does what is too little to tell
+            from it (:data:`COLDEST`).
         top_k: keep the k likeliest; 0 keeps all.
         top_p: keep the smallest set of likeliest tokens with this much mass
             (Holtzman et al., 2020).
@@ -46,8 +51,8 @@ class Sampling:
             f"top_k {self.top_k} is negative": self.top_k >= 0,
             f"top_p {self.top_p} is not in (0, 1]": 0 < self.top_p <= 1,
             f"min_p {self.min_p} is not in [0, 1]": 0 <= self.min_p <= 1,
-            f"repetition_penalty {self.repetition_penalty} is not in (0, 100]": (
-                0 < self.repetition_penalty <= 100
+            f"repetition_penalty {self.repetition_penalty} is not in 0.01..100": (
+                0.01 <= self.repetition_penalty <= 100
             ),
             f"presence_penalty {self.presence_penalty} is not in -2..2": (
                 -2 <= self.presence_penalty <= 2
@@ -111,7 +116,7 @@ class Sampler:
         best = int(np.argmax(logits))
         if logits[best] == -np.inf:
             raise UsageError("the constraint of the answer leaves no token that could follow")
-        if s.temperature == 0:
+        if s.temperature < COLDEST:
             return best
         ids, p = _truncate(logits / np.float32(s.temperature), s)
         return int(self._random.choice(ids, p=p))
