@@ -89,7 +89,8 @@ def ways(moments: Layers) -> list[tuple[str, int, Layers | None]]:
     diagonal = {
         n: LayerMoments(
             m.tokens,
-            np.einsum("e,eii->i", m.tokens.astype(np.float32), m.inputs) / m.tokens.sum(),
+            np.einsum("e,eii->i", m.tokens.astype(np.float32), m.inputs)
+            / np.float32(m.tokens.sum()),
             np.einsum("eii->ei", m.hidden).copy(),
         )
         for n, m in moments.items()

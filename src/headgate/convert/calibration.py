@@ -179,8 +179,9 @@ def write_calibration(path: Path, layers: Mapping[int, LayerMoments]) -> None:
     try:
         with partial.open("wb") as file:
             file.write(head)
-            for x in tensors.values():
-                np.ascontiguousarray(x).tofile(file)
+            for name, x in tensors.items():
+                dtype = "<i4" if kinds[name][0] == "I32" else "<f4"
+                np.ascontiguousarray(x, dtype).tofile(file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from headgate.errors import UsageError
 
-
 #: A lower temperature would leave float32's range before it changed a choice.
 COLDEST = 1e-6
 
