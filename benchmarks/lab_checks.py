@@ -9,7 +9,7 @@ Real processes on the embedded demo model, with short runs:
 * a candidate twice as fast as it was measured that answers something else: discarded.
 * a program that measures and is killed: resumed, and its half pair not counted.
 
-    python benchmarks/lab_checks.py                  # 100 A/A experiments, about 3 hours
+    python benchmarks/lab_checks.py                  # 100 A/A experiments of 6 pairs
     python benchmarks/lab_checks.py --experiments 3  # to see it work
 
 Nothing else may run on the machine. The ledger is kept (--ledger) and can be shown with
@@ -37,6 +37,8 @@ from headgate.lab.process import Processes
 from headgate.lab.verdict import pairs_of
 from headgate.store import Store
 
+PROTOCOL = Protocol(prompt_tokens=16, generated_tokens=192, warm=False)
+A_A_PAIRS = 6  # what is kept by chance does not depend on how many
 #: Knobs that stand for sides; no engine is told of them.
 A, B = Subject(), Subject({"planted": True})
 MOST_KEPT = 0.05
@@ -79,10 +81,17 @@ class Planter:
         return sample
 
 
-def experiment(ledger: Ledger, store: Store, name: str, planted: Planted, seed: int) -> Experiment:
+def experiment(
+    ledger: Ledger,
+    store: Store,
+    name: str,
+    planted: Planted,
+    seed: int,
+    pairs: int = PROTOCOL.pairs,
+) -> Experiment:
     """One, entered and measured."""
     lab = Lab(ledger, store, measure=Planter(store, planted).measure)
-    protocol = Protocol(prompt_tokens=16, generated_tokens=48, warm=False, seed=1000 * seed)
+    protocol = replace(PROTOCOL, pairs=pairs, seed=1000 * seed)
     found = lab.runner.start(lab.propose("run", name, A, B, protocol, campaign=name))
     print(f"{name} {seed}: {found.verdict}: {found.why}", file=sys.stderr, flush=True)
     return found
@@ -109,7 +118,7 @@ def _be_killed(path: Path, store: Store) -> None:
     ledger = Ledger(path)
     planter = Planter(store, Planted(a_waits=0.5), kill_at=5)
     lab = Lab(ledger, store, measure=planter.measure)
-    protocol = Protocol(prompt_tokens=16, generated_tokens=48, warm=False, pairs=6)
+    protocol = replace(PROTOCOL, pairs=6)
     lab.runner.start(lab.propose("run", "killed", A, B, protocol, campaign="killed"))
 
 
@@ -125,7 +134,8 @@ def main() -> int:
         ledger = Ledger(path)
         count = options.experiments
         verdicts = [
-            experiment(ledger, store, "A/A", Planted(), seed).verdict for seed in range(count)
+            experiment(ledger, store, "A/A", Planted(), seed, A_A_PAIRS).verdict
+            for seed in range(count)
         ]
         kept, most = verdicts.count("kept"), max(1, round(MOST_KEPT * count))
         planted = {

@@ -50,6 +50,7 @@ MODES: dict[str, dict[str, Any]] = {
     BASE: {},
     "2 bits": {"expert_bits": 2},
     "2:4": {"expert_bits": "2:4"},
+    "2:4@-1": {"expert_bits": "2:4@-1"},
     "2:4, top share 0.08": {"expert_bits": "2:4", "top_share": 0.08},
     "2:4, top share 0.2": {"expert_bits": "2:4", "top_share": 0.2},
     "2:4, top share 0.3": {"expert_bits": "2:4", "top_share": 0.3},

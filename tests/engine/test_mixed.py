@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ Floats = npt.NDArray[np.float32]
 #: Modes whose text depends on the knobs alone.
 PURE: dict[str, dict[str, Any]] = {
     "2:4": {"expert_bits": "2:4"},
+    "layers": {"expert_bits": "2:4@0+-2"},
     "mass": {"router_mass": 0.8},
     "both": {"expert_bits": "3:4", "top_share": 0.2, "router_mass": 0.7, "router_floor": 2},
 }
@@ -90,6 +93,41 @@ def test_fine_are_those_with_the_weight() -> None:
     # What is left out is never fine.
     both = Routing(4, mass=0.5, top_share=0.01).choose(OPS, logits, np.ones(20, np.bool_), _nobody)
     assert both.fine is not None and np.array_equal(both.fine, both.ids >= 0)
+
+
+def test_all_layers_at_the_higher_precision_are_that_precision(demo_store: DemoStore) -> None:
+    prompt, store = tokens(40, 3), demo_store(4)
+    found = {}
+    for bits in (2, "2:4@7", "2:4@-1", "2:4@0+1+2+3+4+5+6", "2:4@0+1+2+3+4+5+6+7", 4):
+        engine = load(store, expert_bits=bits)
+        found[bits] = engine.new_session().append(prompt)
+        assert bool(engine.lossy) == (bits != 4)
+        if bits == "2:4@7":
+            low, high = (engine.store.layout.prefix_bytes(n) for n in (2, 4))
+            assert engine.experts.stats.wanted_bytes == 40 * 8 * (7 * low + high)
+            assert engine.knobs["expert_bits"] == "2:4@7" and not engine.depends_on_cache
+    assert np.array_equal(found["2:4@0+1+2+3+4+5+6+7"], found[4])
+    assert np.array_equal(found["2:4@7"], found["2:4@-1"])
+    different = [found[x] for x in (2, "2:4@7", "2:4@0+1+2+3+4+5+6", 4)]
+    for a, b in itertools.combinations(different, 2):
+        assert not np.array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("bits", "complaint"),
+    [
+        ("2:4@8", "there is no layer 8: those with experts are 0 to 7"),
+        ("2:4@-9", "there is no layer -9"),
+        ("4@1", "expected a number such as 4, or 2:4, or 2:4@-1"),
+        ("2:4@", "expected a number such as 4"),
+        ("2:4@1,2", "expected a number such as 4"),
+        ("4:2@1", "expected the lower number first"),
+        ("2:8@1", "the store has no 8-bit experts to mix with others"),
+    ],
+)
+def test_bits_by_layer_that_cannot_be(demo_store: DemoStore, bits: str, complaint: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(complaint)):
+        Engine.load(demo_store(4), expert_bits=bits)
 
 
 @settings(max_examples=80, deadline=None)

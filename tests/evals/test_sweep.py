@@ -35,11 +35,12 @@ def test_grid_has_every_combination_once() -> None:
 
 
 def test_bits_may_be_modes_that_the_engine_knows() -> None:
-    assert parse_bits("16,4, 2:4") == [16, 4, "2:4"]
+    assert parse_bits("16,4, 2:4,2:4@0+-1") == [16, 4, "2:4", "2:4@0+-1"]
+    assert Knobs("2:4@0+-1").key == "b2_4_0_-1"
     assert Knobs("2:4", 8).engine_options() == {"expert_bits": "2:4", "experts_per_token": 8}
     assert Knobs("2:4", 8).key == "b2_4-k8"
     for words in ("", "four", "4,,2", "4;2"):
-        with pytest.raises(UsageError, match="give numbers"):
+        with pytest.raises(UsageError, match="expected a number such as 4"):
             parse_bits(words)
 
 
@@ -148,3 +149,15 @@ def test_worker_ends_when_its_sweep_is_gone() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
                           env={**os.environ, "PYTHONWARNINGS": "ignore"})  # fmt: skip
     assert done.stdout == ""
+
+
+def test_every_layer_in_turn_is_a_point_of_its_own(demo_store: DemoStore, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "headgate", "sweep", str(demo_store(4)), "--expert-bits",
+               "2,2:4@each", "--experts-per-token", "8", "--suites", "divergence", "--limit", "1",
+               "--out", str(tmp_path), "--json"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    points = {x["knobs"]["expert_bits"]: x for x in json.loads(done.stdout)}
+    assert set(points) == {2, *(f"2:4@{layer}" for layer in range(8))}
+    kl = {bits: x["divergence"]["all"]["mean_kl"] for bits, x in points.items()}
+    assert min(kl, key=lambda bits: kl[bits]) != 2

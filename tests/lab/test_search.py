@@ -16,7 +16,7 @@ from headgate.lab.experiment import Protocol, Sample, Subject
 from headgate.lab.knobs import KNOBS
 from headgate.lab.lab import Lab
 from headgate.lab.ledger import Ledger
-from headgate.lab.search import Search, Space, knob_space
+from headgate.lab.search import Search, Space, best_trial, knob_space
 from headgate.store import Store
 from headgate.stream import StreamOptions
 from headgate.stream.profile import (
@@ -87,6 +87,17 @@ def test_search_finds_the_best_knob_and_saves_what_was_measured_afresh(
     assert len(found.trials) == 14
     tried = [json.dumps(e.proposal.candidate.knobs) for e in found.trials]
     assert len(set(tried)) == 14 and "{}" not in tried
+
+
+def test_the_winner_is_the_surest_and_not_the_luckiest(tmp_path: Path, store: Store) -> None:
+    found = search(tmp_path, store, Truth(WORTH)).run().trials[:4]
+    made = [(1.3, 0.9, {}), (1.1, 1.06, {}), (1.01, 1.009, {}), (2.0, 1.9, {"guard": "text"})]
+    trials = [
+        replace(e, result={"ratio": ratio, "low": low, **more})
+        for e, (ratio, low, more) in zip(found, made, strict=True)
+    ]
+    assert best_trial(trials, Protocol()) is trials[1]
+    assert best_trial(trials[2:], Protocol()) is None
 
 
 def test_fast_setting_with_another_text_is_never_the_winner(tmp_path: Path, store: Store) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from headgate.cli.lossy import ExpertBits
 from headgate.demo import demo_store
 from headgate.engine import Engine, Sampling, parse_size
 from headgate.engine.budget import default_prefix_bytes
@@ -71,9 +72,7 @@ def chat(
     context: Annotated[
         int | None, typer.Option(help="Longest sequence in tokens; 8192 or the model's limit.")
     ] = None,
-    expert_bits: Annotated[
-        int | None, typer.Option(help="Lossy: read experts at fewer bits than the store has.")
-    ] = None,
+    expert_bits: ExpertBits = None,
     experts_per_token: Annotated[
         int | None, typer.Option(help="Lossy: fewer experts than the model was trained with.")
     ] = None,

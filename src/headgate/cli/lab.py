@@ -171,6 +171,8 @@ def report(
     ledger: LedgerFile = None,
 ) -> None:
     """Write a page: progress over time, kept and discarded, best so far, every experiment."""
+    if plot is not None and plot.suffix.lower() != ".svg":
+        raise UsageError(f"the chart is SVG, so its file is to be named .svg, not {plot.name}")
     path = ledger or default_ledger()
     found = _ledger(ledger).all()
     _write(html, page(found, str(path)))

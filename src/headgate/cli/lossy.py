@@ -9,8 +9,8 @@ import typer
 ExpertBits = Annotated[
     str | None,
     typer.Option(
-        help="Lossy: read experts at fewer bits than the store has, or as 2:4 at 2 and, where "
-        "the router's weight is, at 4."
+        help="Lossy: read experts at fewer bits than the store has; as 2:4 at 2 and, where "
+        "the router's weight is, at 4; as 2:4@-1 or 2:4@0+7 at 4 in these layers."
     ),
 ]
 TopShare = Annotated[

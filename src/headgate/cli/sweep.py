@@ -12,6 +12,7 @@ import typer
 from headgate.convert import ConvertOptions, convert
 from headgate.demo import CHECKPOINT
 from headgate.engine import parse_size
+from headgate.engine.expert_bits import ExpertBits
 from headgate.errors import ResourceError, UsageError
 from headgate.evals import gate, report
 from headgate.evals.point import DIVERGENCE, Plan
@@ -37,7 +38,11 @@ def sweep(
         Path, typer.Option(help="Folder for results; the same command resumes there.")
     ] = Path("sweep"),
     expert_bits: Annotated[
-        str | None, typer.Option(help="Such as 8,4,3,2; all that the store can be read at.")
+        str | None,
+        typer.Option(
+            help="Such as 8,4,3,2 or 4,2:4,2:4@-1; 2:4@each is every layer in turn. All that "
+            "the store can be read at if not given."
+        ),
     ] = None,
     experts_per_token: Annotated[
         str | None, typer.Option(help="Such as 8,4,2; from the trained number to 1.")
@@ -113,12 +118,23 @@ def _points(path: Path, bits: str | None, k: str | None, one: bool) -> list[Poin
     """The grid of a store, checked before anything is run."""
     store = Store.open(path)
     readable = store.manifest.experts.readable_bits
-    chosen = list(reversed(readable)) if bits is None else parse_bits(bits)
+    chosen = list(reversed(readable)) if bits is None else parse_bits(_each(store, bits))
     for each in chosen:
-        if isinstance(each, int):
-            store.layout.prefix(each)  # refuses bits that the store does not have
+        # Refuses bits and layers that the store does not have.
+        ExpertBits.parse(each).of(store.layout, store.manifest.layers)
     knobs = grid(chosen, _experts(path, k), one_at_a_time=one)
     return [Point(each, path) for each in knobs]
+
+
+def _each(store: Store, text: str) -> str:
+    """With ``2:4@each`` written out as one mode for each layer."""
+    words = [word.strip() for word in text.split(",")]
+    layers = store.manifest.layers
+    return ",".join(
+        f"{word.removesuffix('each')}{layer}"
+        for word in words
+        for layer in (layers if word.endswith("@each") else [""])
+    )
 
 
 def _experts(store: Path, text: str | None) -> list[int]:
@@ -169,7 +185,7 @@ class Stores:
 def stored_bits(bits: int | str | None) -> int:
     """Bits of the store to read ``bits`` from: 2 and 3 are prefixes of 4, as they are in
     the store that `headgate convert` makes by default."""
-    wanted = max(int(word) for word in str(bits or 16).split(":"))
+    wanted = ExpertBits.parse(bits or 16).high
     found = next((stored for stored in STORED_BITS if stored >= wanted), None)
     if found is None:
         raise UsageError(f"there are no {wanted}-bit experts")

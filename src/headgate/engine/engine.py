@@ -77,6 +77,7 @@ class Engine:
         k = self._experts_per_token(experts_per_token)
         mixed = plan_mixed(
             store.layout,
+            store.manifest.layers,
             k,
             expert_bits=expert_bits,
             top_share=top_share,
@@ -86,9 +87,10 @@ class Engine:
             prefer_cached=prefer_cached,
         )
         bits, self.depends_on_cache = mixed.precision.high, mixed.depends_on_cache
-        if mixed.knobs and recorder is not None:
+        if (mixed.knobs or mixed.precision.mixed) and recorder is not None:
+            why = ", ".join(mixed.lossy) or f"expert-bits {mixed.bits}"
             raise UsageError(
-                f"a route trace cannot be recorded with {', '.join(mixed.lossy)}: it holds "
+                f"a route trace cannot be recorded with {why}: it holds "
                 "neither the bits of each expert nor why it was chosen"
             )
         self.context = self._context(context)
@@ -142,8 +144,9 @@ class Engine:
             memory: bytes that the whole process may take; a share of the machine's
                 free memory unless given.
             experts_per_token: fewer than the trained number is lossy.
-            expert_bits: fewer than the store's is lossy; ``"2:4"`` reads a token's
-                heaviest experts at 4 bits and the others at 2, which is lossy.
+            expert_bits: fewer than the store's is lossy; so are ``"2:4"``, which reads a
+                token's heaviest experts at 4 bits and the others at 2, and ``"2:4@0+7"``
+                or ``"2:4@-1"``, which read those of some layers at 4 bits.
             top_share: which those are: experts that have at least this share of the
                 token's router weight; the mean, one over experts per token, unless given.
             refine: lossy: what is missing is read at the fewest bits, and what is used

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from headgate.engine.expert_bits import ExpertBits
 from headgate.errors import UsageError
 from headgate.models import Routing
 from headgate.store.layout import RecordLayout
@@ -35,27 +37,9 @@ class Mixed:
         return self.precision.refine
 
 
-def parse_expert_bits(text: int | str | None) -> int | tuple[int, int] | None:
-    """``4`` or ``"4"``, and ``"2:4"`` as (2, 4).
-
-    Raises:
-        UsageError: it is something else, or not in ascending order.
-    """
-    if text is None or isinstance(text, int):
-        return text
-    words = [word.strip() for word in text.split(":")]
-    if len(words) > 2 or not all(word.isascii() and word.isdigit() for word in words):
-        raise UsageError(f"expert bits are {text!r}, expected a number such as 4, or 2:4")
-    numbers = [int(word) for word in words]
-    if len(numbers) == 1:
-        return numbers[0]
-    if numbers[0] >= numbers[1]:
-        raise UsageError(f"expert bits are {text!r}, expected the lower number first, such as 2:4")
-    return numbers[0], numbers[1]
-
-
 def plan_mixed(
     layout: RecordLayout,
+    layers: Sequence[int],
     k: int,
     *,
     expert_bits: int | str | None = None,
@@ -68,14 +52,20 @@ def plan_mixed(
     """Check what :meth:`headgate.engine.Engine.load` was asked for.
 
     Args:
+        layers: those of the model that have experts.
         k: experts per token.
 
     Raises:
         StoreError: the store has no experts of so many bits.
         UsageError: a value is out of range, or does not go with another or the store.
     """
-    bits = parse_expert_bits(expert_bits)
-    precision = _precision(layout, bits, refine)
+    bits = ExpertBits.parse(layout.format.bits if expert_bits is None else expert_bits)
+    bits = bits.of(layout, layers)
+    low = layout.format.readable_bits[0] if refine and not bits.mixed else bits.low
+    if refine and low == bits.high:
+        raise UsageError(f"there is nothing to refine: experts are read at {low} bits at once")
+    fine = None if bits.layers is None else frozenset(map(list(layers).index, bits.layers))
+    precision = Precision(low, bits.high, refine, fine)
     _check("router mass", router_mass, 1.0)
     _check("top share", top_share, 1.0)
     if prefer_cached is not None and not 0 <= prefer_cached < 1:
@@ -84,12 +74,13 @@ def plan_mixed(
         raise UsageError("a router floor is for a router mass, and there is none")
     if router_floor is not None and not 1 <= router_floor <= k:
         raise UsageError(f"router floor is {router_floor}, expected 1..{k}, the experts per token")
-    two = isinstance(bits, tuple)
-    if top_share is not None and not two:
-        raise UsageError("a top share is for expert bits such as 2:4, and there is one precision")
+    by_weight = bits.mixed and bits.layers is None
+    if top_share is not None and not by_weight:
+        why = "layers decide" if bits.mixed else "there is one precision"
+        raise UsageError(f"a top share is for expert bits such as 2:4, and {why}")
     knobs: dict[str, Any] = {}
     lossy: list[str] = []
-    if two:
+    if by_weight:
         # An expert with more than the mean weight is worth more bits than one with less.
         knobs["top_share"] = 1 / k if top_share is None else top_share
         lossy.append(f"top-share {knobs['top_share']:g}")
@@ -112,26 +103,7 @@ def plan_mixed(
             knobs.get("top_share"),
             knobs.get("prefer_cached", 0.0),
         )
-    shown = f"{precision.low}:{precision.high}" if two else precision.high
-    return Mixed(precision, shown, routing, knobs, lossy)
-
-
-def _precision(layout: RecordLayout, bits: int | tuple[int, int] | None, refine: bool) -> Precision:
-    stored, readable = layout.format.bits, layout.format.readable_bits
-    if isinstance(bits, tuple):
-        missing = [each for each in bits if each not in readable]
-        if missing:
-            raise UsageError(
-                f"the store has no {missing[0]}-bit experts to mix with others; it can be read at "
-                f"{', '.join(map(str, readable))} bits"
-            )
-        return Precision(*bits, refine)
-    high = stored if bits is None else bits
-    layout.prefix(high)  # refuses bits that the store does not have
-    low = readable[0] if refine else high
-    if refine and low == high:
-        raise UsageError(f"there is nothing to refine: experts are read at {high} bits at once")
-    return Precision(low, high, refine)
+    return Mixed(precision, bits.shown, routing, knobs, lossy)
 
 
 def _check(name: str, value: float | None, most: float) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from headgate.engine.expert_bits import ExpertBits
 from headgate.errors import HeadgateError, ResourceError, UsageError
 from headgate.evals.files import write_json
 from headgate.evals.gate import store_identity
@@ -53,7 +55,7 @@ class Knobs:
         """A file's name."""
         parts = zip("bkdg", asdict(self).values(), strict=True)
         return "-".join(
-            f"{letter}{str(v).replace(':', '_')}" for letter, v in parts if v is not None
+            f"{letter}{re.sub('[:@+]', '_', str(v))}" for letter, v in parts if v is not None
         )
 
     def engine_options(self) -> dict[str, Any]:
@@ -247,14 +249,13 @@ def grid(
 
 
 def parse_bits(text: str) -> list[int | str]:
-    """``16,8,4`` or with modes of the engine, ``4,2:4``.
+    """``16,8,4`` or with modes of the engine, ``4,2:4,2:4@-1``.
 
     Raises:
         UsageError: it is something else.
     """
     found: list[int | str] = []
     for word in (w.strip() for w in text.split(",")):
-        if not word or not word.replace(":", "").isdigit():
-            raise UsageError(f"expert bits {text!r} cannot be: give numbers, such as 16,8,4")
-        found.append(int(word) if word.isdigit() else word)
+        bits = ExpertBits.parse(word)
+        found.append(word if bits.mixed else bits.high)
     return found

@@ -60,7 +60,7 @@ class Outcome:
     """What a search has found.
 
     Attributes:
-        winner: trial with the highest ratio that holds the guard; None if none clears the
+        winner: :func:`best_trial` of those that hold the guard; None if none clears the
             minimum gain.
         validation: of the winner.
         profile: file of the profile; None if there is nothing to keep.
@@ -257,10 +257,10 @@ def objective(experiment: Experiment | None) -> float | None:
 
 
 def best_trial(trials: Sequence[Experiment], protocol: Protocol) -> Experiment | None:
-    """The trial with the highest ratio above the minimum gain."""
-    good = [(objective(e) or 0.0, e) for e in trials]
-    ratio, found = max(good, key=lambda pair: pair[0], default=(0.0, None))
-    return found if ratio > 1 + protocol.min_gain else None
+    """Of the trials whose ratio is above the minimum gain the one whose interval begins
+    highest: among many that differ by chance, the highest ratio is likely to be chance."""
+    good = [e for e in trials if (objective(e) or 0.0) > 1 + protocol.min_gain]
+    return max(good, key=lambda e: float(e.result["low"]), default=None)
 
 
 def require_optuna() -> None:

@@ -69,7 +69,11 @@ class ExpertStream:
         self.residency, self._recorder = make(slots, policy), recorder
         self.reader = RecordReader(store, slots, self.bits, self.options)
         self.ahead = Lookahead(
-            self.residency, self.reader, self.stats, self.options.lookahead, self.precision.low
+            self.residency,
+            self.reader,
+            self.stats,
+            self.options.lookahead,
+            self.precision.of_layer,
         )
         self._refine: Refinement | None = None
         if self.precision.refine and self.options.cache:
@@ -97,7 +101,9 @@ class ExpertStream:
             self._recorder.requested(self._index_of[layer], ids)
         index = self._index_of[layer]
         request = self._open = Request.of(index, ids)
-        if self.precision.mixed:
+        if self.precision.fine_layers is not None:
+            request.want_all(self.precision.of_layer(request.index))
+        elif self.precision.mixed:
             request.want(fine, self.precision)
         if index == 0:
             self.residency.advance(len(ids))

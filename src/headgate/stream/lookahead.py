@@ -10,7 +10,7 @@ is kept until the next trial.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 
 from headgate.stream.options import StreamStats
@@ -65,7 +65,7 @@ class Lookahead:
 
     Args:
         most: experts that may be on their way at a time; 0 for no lookahead at all.
-        bits: to read; all that the reader reads if 0.
+        bits_of: bits to read of experts of a layer; 0 for all that the reader reads.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class Lookahead:
         reader: RecordReader,
         stats: StreamStats,
         most: int,
-        bits: int = 0,
+        bits_of: Callable[[int], int] = lambda layer: 0,
     ) -> None:
         self._residency, self._reader, self._stats = residency, reader, stats
-        self._most, self._bits = most, bits
+        self._most, self._bits_of = most, bits_of
         # How much a layer has to do depends on the tokens: each number is tried by itself.
         self._trials = {tokens: Trial() for tokens in range(1, MOST_TOKENS + 1)}
         self._tokens = 1  # of the last request
@@ -103,7 +103,7 @@ class Lookahead:
             slot = self._residency.place(key, uses=0)
             if slot is None:
                 break
-            reads.append(Read(key, slot, self._bits))
+            reads.append(Read(key, slot, self._bits_of(key[0])))
         if reads:
             self._under_way.update((read.key, read) for read in reads)
             self._stats.ahead_reads += len(reads)

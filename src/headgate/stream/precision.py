@@ -15,11 +15,20 @@ class Precision:
         refine: what is used again at ``low`` bits gets the rest while the drive is idle,
             and is then used at ``high``, whatever it is asked for as. Results then depend
             on what is in memory.
+        fine_layers: layers, by their place among those that have experts, whose experts
+            are all fine, while all others are coarse; None if each pair of token and
+            expert says what it wants.
     """
 
     low: int
     high: int
     refine: bool = False
+    fine_layers: frozenset[int] | None = None
+
+    def of_layer(self, index: int) -> int:
+        """The fewest bits that anything in a layer is wanted at."""
+        fine = self.fine_layers is not None and index in self.fine_layers
+        return self.high if fine else self.low
 
     @property
     def mixed(self) -> bool:

@@ -57,6 +57,11 @@ class Request:
             self.bits[fine.ravel()] = precision.high
         self.wants = np.maximum.reduceat(self.bits[self.order], self.splits[:-1]).tolist()
 
+    def want_all(self, bits: int) -> None:
+        """Note that every pair wants its expert at so many bits."""
+        self.bits = np.full(len(self.order), bits, np.int8)
+        self.wants = [bits] * len(self.experts)
+
     def pairs(self, i: int) -> Pairs:
         """The pairs of expert ``experts[i]``."""
         return self.order[self.splits[i] : self.splits[i + 1]]
