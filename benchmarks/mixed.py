@@ -1,6 +1,6 @@
 """What precision by router weight and fewer experts save, and what they cost, on the demo model.
 
-    python benchmarks/mixed.py                  # about 10 minutes on 2 cores
+    python benchmarks/mixed.py                  # 8 minutes on 2 cores
     python benchmarks/mixed.py --limit 20 --modes 2:4     # 440 prompts, a narrower interval
 
 Bytes are those read for a generated token: every setting is fed the same tokens, those that
