@@ -12,7 +12,6 @@ import json
 import sys
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy.typing as npt
 
 from headgate.engine.prefix_files import PrefixFiles, key_of
 from headgate.engine.snapshot import VERSION, Floats, Snapshot
+from headgate.engine.snapshot_memory import SnapshotMemory
 from headgate.errors import UsageError
 from headgate.models import State
 from headgate.paths import cache_folder
@@ -63,8 +63,8 @@ class PrefixCache:
             raise UsageError("states cannot be kept: with refine they depend on what was in memory")
         self._config, self._ops, self._new_state = engine.config, engine.ops, engine.model.new_state
         self._cuts = engine.cuts
-        self.memory = engine.budget.prefixes if memory is None else memory
-        if self.memory < 0 or disk < 0:
+        memory = engine.budget.prefixes if memory is None else memory
+        if memory < 0 or disk < 0:
             raise UsageError("the limits of a prefix cache must not be negative")
         self.identity = identity_of(engine)
         self._files: PrefixFiles | None = None
@@ -72,11 +72,9 @@ class PrefixCache:
             folder = cache_folder() / "prefixes" if folder is None else folder
             self._files = PrefixFiles(folder, self.identity, disk)
         self._lock = threading.Condition()
-        self._kept: OrderedDict[bytes, Snapshot] = OrderedDict()  # least recently used first
+        self._memory = SnapshotMemory(memory)
         self._unwritten: dict[bytes, None] = {}  # in order
         self._writing: bytes | None = None
-        self._used = 0  # bytes of what is kept, and of what there is a promise for
-        self._promised: dict[bytes, int] = {}
         self._closing = False
         self._writer: threading.Thread | None = None
         self._reader: threading.Thread | None = None
@@ -117,7 +115,7 @@ class PrefixCache:
     def _candidates(self, ids: npt.NDArray[np.int32]) -> list[tuple[bytes, int]]:
         """(key, length) of the kept prefixes of ``ids``, longest first."""
         with self._lock:
-            known = {key: len(snapshot.tokens) for key, snapshot in self._kept.items()}
+            known = dict(self._memory.lengths())
             if self._files is not None:
                 known.update(self._files.lengths)
         digest, start, found = hashlib.sha256(self.identity), 0, []
@@ -131,10 +129,9 @@ class PrefixCache:
 
     def _copy(self, key: bytes, tokens: npt.NDArray[np.int32], arrays: Sequence[Floats]) -> bool:
         with self._lock:
-            snapshot = self._kept.get(key)
-            if snapshot is None or not np.array_equal(snapshot.tokens, tokens):
-                return False
-            self._kept.move_to_end(key)
+            snapshot = self._memory.use(key)
+        if snapshot is None or not np.array_equal(snapshot.tokens, tokens):
+            return False
         for array, kept in zip(arrays, snapshot.arrays, strict=True):
             array[:] = kept
         return True
@@ -161,19 +158,15 @@ class PrefixCache:
         for key, length in self._files.newest():
             nbytes = self._nbytes(length)
             with self._lock:
-                if self._closing or self._used + nbytes > self.memory // 2:
+                if self._closing:
                     return
-                if key in self._kept:
+                if not self._memory.reserve(key, nbytes):
                     continue
-                self._used += nbytes
             arrays = [self._ops.to_numpy(x) for x in self._new_state(length).arrays(length)]
             tokens = self._files.read(key, length, arrays, used=False)
             with self._lock:
-                if tokens is None or key in self._kept or key in self._promised:
-                    self._used -= nbytes
-                else:
-                    self._kept[key] = Snapshot(tokens, arrays)
-                    self._kept.move_to_end(key, last=False)  # older than what is there
+                snapshot = None if tokens is None else Snapshot(tokens, arrays)
+                self._memory.put_first(key, nbytes, snapshot)
 
     # Keeping
 
@@ -229,8 +222,7 @@ class PrefixCache:
     def break_promises(self) -> None:
         """Nothing will come of what there is a promise for."""
         with self._lock:
-            self._used -= sum(self._promised.values())
-            self._promised.clear()
+            self._memory.break_promises()
 
     def _key(self, ids: npt.NDArray[np.int32]) -> bytes:
         return key_of(self.identity, ids)
@@ -239,28 +231,16 @@ class PrefixCache:
         return self._config.state_bytes(length) + 4 * length
 
     def _promise(self, key: bytes, length: int) -> bool:
-        nbytes = self._nbytes(length)
         with self._lock:
-            if key in self._promised or nbytes > self.memory:
-                return False
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return False
-            victims = [key for key in self._kept if key != self._writing]
-            while self._used + nbytes > self.memory:
-                if not victims:
-                    return False
-                victim = victims.pop(0)
-                self._used -= self._kept.pop(victim).nbytes
-                self._unwritten.pop(victim, None)
-            self._used += nbytes
-            self._promised[key] = nbytes
-            return True
+            found = self._memory.promise(key, self._nbytes(length), busy=self._writing)
+            # What could not be written in time is lost with it.
+            for victim in [x for x in self._unwritten if x not in self._memory]:
+                del self._unwritten[victim]
+            return found
 
     def _insert(self, key: bytes, snapshot: Snapshot) -> None:
         with self._lock:
-            self._used += snapshot.nbytes - self._promised.pop(key)
-            self._kept[key] = snapshot
+            self._memory.put(key, snapshot)
             if self._files is not None and key not in self._files.lengths:
                 self._unwritten[key] = None
                 if self._writer is None and not self._closing:
@@ -281,7 +261,7 @@ class PrefixCache:
                         return
                     self._lock.wait()
                 key = self._writing = next(iter(self._unwritten))
-                snapshot = self._kept[key]
+                snapshot = self._memory[key]
             try:
                 self._files.write(key, snapshot)
             except OSError as error:
@@ -321,9 +301,9 @@ class PrefixCache:
         """Bytes and snapshots in memory and on the drive."""
         with self._lock:
             return {
-                "memory_bytes": self._used,
-                "memory_limit": self.memory,
-                "in_memory": len(self._kept),
+                "memory_bytes": self._memory.used,
+                "memory_limit": self._memory.limit,
+                "in_memory": len(self._memory),
                 "disk_bytes": 0 if self._files is None else self._files.nbytes,
                 "disk_limit": 0 if self._files is None else self._files.limit,
                 "on_disk": 0 if self._files is None else len(self._files.lengths),
