@@ -103,11 +103,6 @@ def main() -> None:
         row(f"the {n} layers that gain most at 3", layers_at(3, *ranked[:n]))
     for n in (1, 2):
         row(f"the {n} that gain most at 4", layers_at(4, *ranked[:n]))
-    for bits in (3, 4):
-        row(
-            f"down of the one that gains most at {bits}",
-            lambda layer, matrix, b=bits: b if (layer, matrix) == (ranked[0], "down") else 2,
-        )
 
 
 if __name__ == "__main__":

@@ -232,6 +232,20 @@ def test_coarser_moments_are_used_too(
         assert output_error(store, Store.open(exact), moments, 2) < before
 
 
+def test_moments_of_another_precision_are_written_as_the_file_says(
+    exact: Path, tmp_path: Path
+) -> None:
+    engine = Engine.load(exact)
+    found = collect_moments(engine, [[1, 2, 3, 4, 5]])
+    write_calibration(tmp_path / "a", found)
+    wide = {
+        n: LayerMoments(m.tokens.astype(np.int32), m.inputs.astype(float), m.hidden.astype(float))
+        for n, m in found.items()
+    }
+    write_calibration(tmp_path / "b", wide)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
 def test_experts_without_inputs_borrow_from_their_layer() -> None:
     r = np.random.default_rng(3)
     x = r.standard_normal((2, 50, 8)).astype(np.float32)

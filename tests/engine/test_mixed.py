@@ -120,6 +120,8 @@ def test_all_layers_at_the_higher_precision_are_that_precision(demo_store: DemoS
         ("2:4@-9", "there is no layer -9"),
         ("4@1", "expected a number such as 4, or 2:4, or 2:4@-1"),
         ("2:4@", "expected a number such as 4"),
+        ("1 6", "expected a number such as 4"),
+        ("9" * 5000, "expected a number such as 4"),
         ("2:4@1,2", "expected a number such as 4"),
         ("4:2@1", "expected the lower number first"),
         ("2:8@1", "the store has no 8-bit experts to mix with others"),

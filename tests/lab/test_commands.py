@@ -169,6 +169,7 @@ def test_interrupted_experiment_is_void_if_its_store_is_gone(
         (["search", "--baseline", "expert_bits=2"], "cannot hold expert_bits"),
         (["search", "--baseline", "throttle=1e6"], "cannot hold throttle"),
         (["agent", "--command", "true", "--repo", "/"], "in no git repository"),
+        (["report", "--plot", "chart.png"], "named .svg, not chart.png"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(

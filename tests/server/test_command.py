@@ -38,11 +38,11 @@ def serving(log: Path, *args: object) -> Iterator[tuple[subprocess.Popen[str], s
     ):
         try:
             until = time.monotonic() + 60
-            while not (said := log.read_text()).endswith("\n"):
+            # The greeting is one write and a line's end; notes may come before it.
+            greeting = r"(?s) at (http://127\.0\.0\.1:\d+).*\n\Z"
+            while not (found := re.search(greeting, said := log.read_text())):
                 assert process.poll() is None and time.monotonic() < until, said
                 time.sleep(0.02)
-            found = re.search(r" at (http://127\.0\.0\.1:\d+)", said)
-            assert found, said
             yield process, found[1]
         finally:
             process.kill()
@@ -59,7 +59,7 @@ def test_it_says_where_it_listens_and_stops_when_told(
         said = log.read_text()
         assert f"headgate: serving 4-8 at {url}, to clients with the key\n" in said
         assert "context 256 tokens" in said and "lossy: expert-bits 3 (stored 4)\n" in said
-        assert "measured on this store" in said.splitlines()[3]  # or that nothing has been
+        assert "measured on this store" in said.splitlines()[-1]  # or that nothing has been
         assert "geheim" not in said
         with httpx.Client(base_url=url, headers={"x-api-key": "geheim"}) as client:
             answer: Any = client.post("/v1/chat/completions", json={"messages": ASK}).json()

@@ -40,8 +40,8 @@ def sweep(
     expert_bits: Annotated[
         str | None,
         typer.Option(
-            help="Such as 8,4,3,2 or 4,2:4,2:4@-1; 2:4@each is every layer in turn. All that "
-            "the store can be read at if not given."
+            help="Such as 8,4,3,2 or 4,2:4,2:4@-1; of a given store 2:4@each is every layer in "
+            "turn. All that the store can be read at if not given."
         ),
     ] = None,
     experts_per_token: Annotated[

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from headgate.errors import UsageError
 from headgate.store.layout import RecordLayout
 
-_FORM = re.compile(r"(\d+)(?::(\d+)(?:@(-?\d+(?:\+-?\d+)*))?)?", re.ASCII)
+_FORM = re.compile(r"(\d{1,4})(?:\s*:\s*(\d{1,4})(?:@(-?\d{1,4}(?:\+-?\d{1,4})*))?)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ExpertBits:
         Raises:
             UsageError: it is something else, or not in ascending order.
         """
-        found = _FORM.fullmatch(str(text).replace(" ", ""))
+        found = _FORM.fullmatch(str(text).strip())
         if found is None:
             raise UsageError(
                 f"expert bits are {text!r}, expected a number such as 4, or 2:4, or 2:4@-1 "
